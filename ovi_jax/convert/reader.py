@@ -21,6 +21,7 @@ import numpy as np
 from ovi_jax import untrusted
 from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
+from ovi_jax.pretrained import file_format
 from ovi_jax.pretrained import tensor_file
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -29,18 +30,6 @@ _DISTRIBUTED = ".distcp"  # of torch.distributed.checkpoint
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..*)")
 _LISTED = 5  # names in a message
 _START = 4096  # bytes of a tensor, of which one is hardly ever not zero
-_SAFETENSORS, _TORCH, _JSON = "safetensors", "torch", "json"
-# First bytes of what is downloaded in place of weights -> what it is.
-_FOREIGN = {
-  b"GGUF": "a GGUF file, whose tensors are quantized in blocks; use the"
-  " safetensors or torch file of the same model",
-  b"\x89HDF": "an HDF5 file; use the safetensors or torch file",
-  b"\x93NUMPY": "a NumPy file; use the safetensors or torch file",
-  b"\x1f\x8b": "a gzip archive; unpack it",
-  b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it",
-  b"7z\xbc\xaf": "a 7z archive; unpack it",
-  b"Rar!": "a RAR archive; unpack it",
-}
 
 Path = str | os.PathLike[str]
 
@@ -66,7 +55,10 @@ def open_tensors(
   if isinstance(paths, (str, os.PathLike)):
     path = _within(pathlib.Path(paths))
     files = _matches(path)
-    if len(files) == 1 and _format(_existing(files[0])) == _JSON:
+    if (
+      len(files) == 1
+      and file_format.detect(_existing(files[0])) == file_format.JSON
+    ):
       return _open_index(files[0])
   else:
     files = [pathlib.Path(p) for p in paths]
@@ -77,56 +69,16 @@ def open_tensors(
 
 def _open_one(path: pathlib.Path, key: str | None) -> tensor_file.TensorFile:
   """The tensors of one file, by its content."""
-  found = _format(path)
-  if found == _TORCH:
+  found = file_format.detect(path)
+  if found == file_format.TORCH:
     return torch_file.open_torch(path, key)
-  if found == _JSON:
+  if found == file_format.JSON:
     raise ValueError(f"{path}: expected a file of weights, found JSON")
   if key is not None:
-    raise ValueError(f"{path}: safetensors have no key {key!r}; leave it out")
+    raise ValueError(
+      f"{path}: safetensors have no key {key!r}; use the torch file"
+    )
   return tensor_file.open_safetensors(path)
-
-
-def _format(path: pathlib.Path) -> str:
-  """The format of a file by its first bytes.
-
-  Raises:
-    ValueError: it is known to be something else than weights.
-  """
-  with path.open("rb") as file:
-    start = file.read(512)
-  if not start:
-    raise ValueError(f"{path}: expected weights, found an empty file")
-  if start.startswith(b"PK\x03\x04"):
-    return _TORCH
-  # A header's length comes first: read as one, text is a far larger number.
-  length = int.from_bytes(start[:8], "little")
-  if start[8:9] == b"{" and length < 2**32:
-    return _SAFETENSORS
-  for magic, what in _FOREIGN.items():
-    if start.startswith(magic):
-      raise ValueError(f"{path}: expected weights, found {what}")
-  if start[257:262] == b"ustar":
-    raise ValueError(
-      f"{path}: expected weights, found a tar archive; unpack it"
-    )
-  if what := untrusted.substitute(start):
-    raise ValueError(f"{path}: expected weights, found {what}")
-  if not start.strip(b"\0"):
-    raise ValueError(
-      f"{path}: expected weights, found zeros; the download was cut off"
-    )
-  text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-  if text.startswith((b"{", b"[")):
-    return _JSON
-  if start.startswith(b"\x80"):
-    return _TORCH
-  if length < 2**32:
-    return _SAFETENSORS  # a damaged one
-  raise ValueError(
-    f"{path}: expected safetensors or a file that torch.save wrote, found one"
-    f" that starts with {start[:16]!r}: another format, or damaged"
-  )
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

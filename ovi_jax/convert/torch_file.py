@@ -23,6 +23,7 @@ import numpy as np
 
 from ovi_jax import untrusted
 from ovi_jax.convert import torch_pickle
+from ovi_jax.pretrained import file_format
 from ovi_jax.pretrained import tensor_file
 
 _ZIP = b"PK\x03\x04"
@@ -190,7 +191,7 @@ def _read_legacy(path: pathlib.Path) -> tuple[Any, Places]:
     if type(magic) is not int or magic != _MAGIC:
       raise ValueError(
         f"expected a file that torch.save wrote, found one that starts with"
-        f" {start!r}: a web page, a git-lfs pointer or cut off?"
+        f" {start!r}: another format, or cut off"
       )
     protocol, _ = torch_pickle.load(stream)
     if type(protocol) is not int or protocol != _PROTOCOL:
@@ -253,6 +254,7 @@ def open_torch(
       plain containers; names the file, the tensor, what was expected and found.
   """
   path = pathlib.Path(path)
+  file_format.require(path, file_format.TORCH, "use the torch file")
   try:
     root, places = _read(path)
     spans: dict[str, tensor_file.Span] = {}

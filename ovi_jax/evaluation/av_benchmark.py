@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ovi_jax.convert import torch_file
+from ovi_jax.convert import reader
 from ovi_jax.evaluation import imported
 
 # File -> extractor and array; None for the names of the dict's own.
@@ -69,7 +69,7 @@ def _tensors(
   path: pathlib.Path, array: str | None
 ) -> list[tuple[str, str, np.ndarray]]:
   """Clip, array and value of each tensor of a file."""
-  tensors = torch_file.open_torch(path)
+  tensors = reader.open_tensors(path)
   found = []
   for name in tensors.shapes:
     clip, key = name, array

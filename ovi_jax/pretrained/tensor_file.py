@@ -24,6 +24,7 @@ import numpy as np
 
 from ovi_jax import storage
 from ovi_jax import untrusted
+from ovi_jax.pretrained import file_format
 
 HEADER_LIMIT = 16 * 2**20  # bytes; the release's largest header is under 1 MiB
 _MAX_VALUES = 2**18  # in a header; about ten a tensor, the release has 25,000
@@ -213,10 +214,17 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
     Its tensors; `values` is the header's metadata.
 
   Raises:
-    ValueError: the file is damaged; says where, what was expected and found.
+    ValueError: the file is of another format or damaged; says where, what was
+      expected and found.
   """
   path = storage.locate(path)
   size = file_size(path)
+  file_format.require(
+    path,
+    file_format.SAFETENSORS,
+    "save its tensors with safetensors.torch.save_file, or use the safetensors"
+    " file of the same weights",
+  )
   header, start = _header(path, size)
   if (metadata := header.pop(_METADATA, None)) is None:  # null is allowed
     metadata = {}

@@ -287,7 +287,7 @@ def test_damaged_legacy_files_are_refused(path):
   with pytest.raises(ValueError, match="keys of 1 storages, found 2"):
     torch_file.open_torch(pickle_bytes.legacy(path, good, keys=("0", "1")))
   path.write_bytes(b"<!DOCTYPE html><html>")
-  with pytest.raises(ValueError, match="starts with b'<!DOCTYPE html>"):
+  with pytest.raises(ValueError, match="found a web page"):
     torch_file.open_torch(path)
 
 

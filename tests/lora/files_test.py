@@ -246,8 +246,9 @@ def test_thousands_of_unknown_names_are_counted_in_one_line(tmp_path):
 @pytest.mark.parametrize(
   ("data", "message"),
   [
-    (b"", "expected a safetensors file"),
-    (struct.pack("<Q", 2**60), "header of at most"),
+    (b"", "found an empty file"),
+    (b"\0\0\1", "expected a safetensors file, found only 3 bytes"),
+    (struct.pack("<Q", 2**31), "header of at most"),
     (struct.pack("<Q", 9) + b"[" * 9, "header is not safetensors"),
     (
       struct.pack("<Q", 78)

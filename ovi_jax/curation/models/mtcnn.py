@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from ovi_jax.convert import mapping
-from ovi_jax.convert import torch_file
+from ovi_jax.convert import reader
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
 
@@ -196,7 +196,7 @@ def load(folder: str = "") -> dict[str, dict[str, Any]]:
   """
   read: dict[str, dict[str, Any]] = {}
   for name, path in files(folder).items():
-    tensors = torch_file.open_torch(path)
+    tensors = reader.open_tensors(path)
     wanted = mapping.flatten(shapes(name))
     try:
       mapping.check(

@@ -17,10 +17,12 @@ import numpy as np
 
 from ovi_jax import untrusted
 from ovi_jax.convert import mapping
+from ovi_jax.convert import reader
 from ovi_jax.convert import torch_file
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
 from ovi_jax.curation.models import syncnet
+from ovi_jax.pretrained import tensor_file
 from ovi_jax.pretrained import weights
 
 _SIZES = "syncnet"  # key of the header
@@ -76,7 +78,7 @@ def load(
   """Read weights in either format.
 
   Args:
-    path: `.safetensors` for our format, a torch file otherwise.
+    path: of a file in our format, or of the public one.
 
   Returns:
     The sizes, and the variables of `syncnet.SyncNet`, float32.
@@ -91,11 +93,10 @@ def load(
       " public syncnet_v2.model, or train with"
       " python -m ovi_jax.curation.sync.train"
     )
-  if path.suffix != ".safetensors":
-    return _load_torch(path)
-  sizes = weights.metadata(path).get(_SIZES)
-  if sizes is None:
-    raise ValueError(f"{path}: expected SyncNet's weights, found others")
+  tensors = reader.open_tensors(path)
+  sizes = tensors.values.get(_SIZES)
+  if not isinstance(sizes, str):
+    return _load_public(path, tensors)
   try:
     config = syncnet.SyncNetConfig.from_json(untrusted.parse_json(sizes))
   except (KeyError, TypeError, ValueError) as error:
@@ -121,10 +122,10 @@ def _check(
     )
 
 
-def _load_torch(
-  path: pathlib.Path,
+def _load_public(
+  path: pathlib.Path, tensors: tensor_file.TensorFile
 ) -> tuple[syncnet.SyncNetConfig, dict[str, Any]]:
-  tensors = torch_file.open_torch(path)
+  """Sizes and variables from tensors with the public file's names."""
   shapes = {n: s for n, s in tensors.shapes.items() if not n.endswith(_COUNTER)}
   config = _config(shapes)
   ours = {p: x.shape for p, x in _flat_shapes(config).items()}

@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from ovi_jax.convert import mapping
-from ovi_jax.convert import torch_file
+from ovi_jax.convert import reader
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import features
 from ovi_jax.media import container
@@ -196,7 +196,7 @@ def read_weights(
     ValueError: the file is damaged or of another network.
   """
   config = config or Cnn14Config()
-  tensors = torch_file.open_torch(path, "model")
+  tensors = reader.open_tensors(path, "model")
   shapes = {
     name: shape
     for name, shape in tensors.shapes.items()

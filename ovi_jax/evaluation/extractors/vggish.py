@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 
 from ovi_jax.convert import mapping
-from ovi_jax.convert import torch_file
+from ovi_jax.convert import reader
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import features
 from ovi_jax.media import container
@@ -126,7 +126,7 @@ def read_weights(
   Raises:
     ValueError: the file is damaged or of another network.
   """
-  tensors = torch_file.open_torch(path)
+  tensors = reader.open_tensors(path)
   # Parameters of the PCA, which some files hold too.
   shapes = {
     n: s for n, s in tensors.shapes.items() if not n.startswith("pproc.")

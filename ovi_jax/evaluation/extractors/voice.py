@@ -23,7 +23,7 @@ import numpy as np
 from flax import linen as nn
 
 from ovi_jax.convert import mapping
-from ovi_jax.convert import torch_file
+from ovi_jax.convert import reader
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import features
 from ovi_jax.evaluation.extractors import spectrum
@@ -138,7 +138,7 @@ def read_weights(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: the file is damaged or of another network.
   """
-  tensors = torch_file.open_torch(path, "model_state")
+  tensors = reader.open_tensors(path, "model_state")
   # Of its training: the loss's scale and offset.
   extra = ("similarity_weight", "similarity_bias")
   shapes = {n: s for n, s in tensors.shapes.items() if n not in extra}
