@@ -21,6 +21,7 @@ BASE = {
   "hardware",
   "media",
   "modality",
+  "network",
   "prompt",
   "storage",
   "tables",

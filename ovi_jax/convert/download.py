@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ovi_jax import geometry
+from ovi_jax import network
 from ovi_jax import untrusted
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import staging
@@ -139,11 +140,15 @@ def _named(hub: Any, what: str) -> Iterator[None]:
   """Any failure of the hub or the network as one OSError that says at what."""
   try:
     yield
+  except ImportError as error:
+    raise OSError(
+      f"{what} from {_host(hub)} failed: {network.missing_package(error)}"
+    ) from error
   except _failures(hub) as error:
     found = untrusted.printable(" ".join(str(error).split()), _ERROR)
     raise OSError(
       f"{what} from {_host(hub)} failed: {type(error).__name__}: {found}; check"
-      " the network and run again, it resumes"
+      f" the network and run again, it resumes{network.settings_hint(hub=True)}"
     ) from error
 
 
@@ -161,9 +166,10 @@ def _failures(hub: Any) -> tuple[type[Exception], ...]:
   """
   own = getattr(getattr(hub, "errors", None), "HfHubHTTPError", None)
   transports = [
-    getattr(module, "HTTPError", None)
+    getattr(module, error, None)
     for name, module in list(sys.modules.items())
     if _TRANSPORT.fullmatch(name)
+    for error in ("HTTPError", "InvalidURL")
   ]
   others = (e for e in (own, *transports) if e is not None)
   return (OSError, ValueError, RuntimeError, *others)
@@ -172,12 +178,19 @@ def _failures(hub: Any) -> tuple[type[Exception], ...]:
 def _hub() -> Any:
   """The optional package."""
   try:
-    return importlib.import_module("huggingface_hub")
+    hub = importlib.import_module("huggingface_hub")
+    _ = hub.HfApi  # imports the part that reads the environment
   except ImportError as error:
     raise ValueError(
       "downloading needs the package huggingface_hub; in a clone of"
       " ovi_jax: pip install -e '.[hub]'"
     ) from error
+  except ValueError as error:
+    raise ValueError(
+      f"huggingface_hub cannot be used: {untrusted.printable(str(error))}"
+      f"{network.settings_hint(hub=True)}"
+    ) from error
+  return hub
 
 
 def _on_hub(hub: Any, wanted: list[File]) -> list[File]:

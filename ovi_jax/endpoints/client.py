@@ -16,7 +16,6 @@ import importlib
 import logging
 import random
 import time
-import types
 import urllib.parse
 from collections.abc import Awaitable
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from typing import Any
 from typing import Generic
 from typing import TypeVar
 
+from ovi_jax import network
 from ovi_jax import untrusted
 from ovi_jax.endpoints import credentials
 
@@ -101,9 +101,13 @@ class Settings:
 
 def _check_url(url: str) -> None:
   """ValueError unless it is a plain HTTP URL; the message omits it."""
-  parts = urllib.parse.urlsplit(url)
-  plain = parts.scheme in ("http", "https") and parts.hostname
-  if not plain or "@" in url or parts.query:
+  try:
+    parts = urllib.parse.urlsplit(url)
+    plain = parts.scheme in ("http", "https") and parts.hostname
+    plain = plain and parts.port != 0 and url.isprintable() and " " not in url
+  except ValueError:  # of an address or a port
+    plain = False
+  if not plain or "@" in url or "?" in url:
     raise ValueError(
       "url: expected a URL such as 'http://127.0.0.1:8000/v1', without a user,"
       " password or query; put the API key into the variable named by"
@@ -183,13 +187,37 @@ class _Failure:
   no_connection: bool = False
 
 
-def import_httpx() -> types.ModuleType:
-  """httpx; ImportError says how to install it."""
+def check_setup() -> None:
+  """Check that requests can be sent with the settings of this process.
+
+  Raises:
+    ValueError: httpx, or what it needs for a proxy, is not installed, or it
+      cannot use the proxy or the certificates that the environment names.
+  """
+  _new_http()
+
+
+def _import_httpx() -> Any:
+  """httpx; ValueError says how to install it."""
   try:
     return importlib.import_module("httpx")
   except ImportError as error:
-    raise ImportError(
+    raise ValueError(
       "requests to endpoints need httpx: pip install httpx"
+    ) from error
+
+
+def _new_http(**options: Any) -> Any:
+  """A client of httpx, and what it raises in words for the user."""
+  httpx = _import_httpx()
+  try:
+    return httpx.AsyncClient(**options)
+  except ImportError as error:
+    raise ValueError(network.missing_package(error)) from error
+  except (OSError, ValueError, httpx.InvalidURL) as error:
+    said = untrusted.printable(str(error), _MAX_CHARS_SHOWN)
+    raise ValueError(
+      f"requests to endpoints cannot be sent ({said}){network.settings_hint()}"
     ) from error
 
 
@@ -210,7 +238,7 @@ class Client(Generic[T]):
     self._settings, self._key, self._clock = settings, key, clock
     self._route = route
     self.redaction = credentials.Redaction(key)
-    self._httpx = import_httpx()
+    self._httpx = _import_httpx()
     self._http: Any = None
     self._free_at, self._tokens_seen = 0.0, 0.0
     self._request_at = self._tokens_at = 0.0
@@ -224,7 +252,7 @@ class Client(Generic[T]):
     headers = {"Content-Type": "application/json"}
     if self._key:
       headers["Authorization"] = f"Bearer {self._key}"
-    self._http = httpx.AsyncClient(
+    self._http = _new_http(
       headers=headers,
       timeout=httpx.Timeout(
         settings.read_timeout, connect=settings.connect_timeout, pool=None

@@ -218,12 +218,11 @@ def fetch(
     seed; the others as they were, repeated likewise.
 
   Raises:
-    ValueError: no API key, or pictures are missing: the endpoint is gone, or
-      rejects a prompt. What has arrived is kept.
-    ImportError: httpx is not installed.
+    ValueError: no API key, httpx cannot be used, or pictures are missing: the
+      endpoint is gone, or rejects a prompt. What has arrived is kept.
     OSError: the folder cannot be written.
   """
-  clients.import_httpx()
+  clients.check_setup()
   key = credentials.read(endpoint.api_key_env)
   rows = geometry.snap(*size, area)
   expanded: list[requests_lib.Request] = []

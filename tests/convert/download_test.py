@@ -12,6 +12,7 @@ import pytest
 from ovi_jax import geometry
 from ovi_jax.convert import download
 from ovi_jax.convert import release as releases
+from tests.lib import network_settings
 
 RELEASE = {
   "chetwinlow1/Ovi": {
@@ -218,6 +219,56 @@ def test_without_network_one_line_names_the_host(tmp_path):
   assert len(message.splitlines()) == 1 and len(message) < 600
   assert "\x1b" not in message and "secret" not in message
   assert "cannot resolve name" in message and "check the network" in message
+
+
+class InvalidURL(Exception):
+  """Stands for httpx's, which is none of its HTTPErrors."""
+
+
+@pytest.mark.parametrize(
+  ("error", "message"),
+  [
+    (
+      ImportError("Using SOCKS proxy, but\n'socksio' is not installed"),
+      "ALL_PROXY names a SOCKS proxy, which needs the package socksio; pip"
+      " install socksio, or unset ALL_PROXY",
+    ),
+    (InvalidURL("Invalid port: 'x'"), "check the variables ALL_PROXY, HF_"),
+    (FileNotFoundError(2, "No such file"), "variables ALL_PROXY, HF_ENDPOINT"),
+  ],
+)
+def test_settings_of_the_network_that_cannot_be_used_are_named(
+  error, message, tmp_path, monkeypatch
+):
+  class Broken(Hub):
+    def model_info(self, *_, **__):
+      raise error
+
+  transport = types.SimpleNamespace(InvalidURL=InvalidURL)
+  monkeypatch.setitem(sys.modules, "httpx2", transport)
+  network_settings.clear(monkeypatch)
+  monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@127.0.0.1:1")
+  monkeypatch.setenv("HF_ENDPOINT", "https://hub.example.org")
+  with pytest.raises(OSError, match=message) as caught:
+    download.download("720x720_5s", tmp_path, hub=Broken())
+  text = str(caught.value)
+  assert "\n" not in text and "secret" not in text
+
+
+def test_settings_of_the_hub_that_cannot_be_used_are_named(
+  tmp_path, monkeypatch
+):
+  class Package(types.ModuleType):
+    def __getattr__(self, name):
+      raise ValueError("invalid literal for int() with base 10: 'abc'")
+
+  monkeypatch.setitem(sys.modules, "huggingface_hub", Package("hub"))
+  network_settings.clear(monkeypatch)
+  monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "abc")
+  with pytest.raises(
+    ValueError, match="check the variable HF_HUB_DOWNLOAD_TIM"
+  ):
+    download.download("720x720_5s", tmp_path)
 
 
 def test_a_truncated_download_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import sys
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import chat
 from ovi_jax.endpoints import client as endpoint
 from ovi_jax.endpoints import credentials
+from tests.lib import network_settings
 from tests.lib.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
@@ -342,6 +344,11 @@ def test_keys_come_from_the_environment(monkeypatch):
     ({"url": "127.0.0.1:80"}, "url: expected"),
     ({"url": "http://me:word@host/v1"}, "without a user"),
     ({"url": "http://"}, "url: expected"),
+    ({"url": "http://host:port/v1"}, "url: expected"),
+    ({"url": "http://host:99999/v1"}, "url: expected"),
+    ({"url": "http://[::1/v1"}, "url: expected"),
+    ({"url": "http://host/v1\n"}, "url: expected"),
+    ({"url": "http://host/v1?"}, "url: expected"),
     ({"concurrency": 0}, "concurrency must be at least 1"),
     ({"read_timeout": 0}, "read_timeout must be positive"),
     ({"backoff_base": -1}, "backoff_base must not be negative"),
@@ -351,3 +358,38 @@ def test_settings_are_checked(changes, expected):
   with pytest.raises(ValueError, match=expected) as error:
     endpoint.Settings(**{"url": "http://host/v1", "model": "m", **changes})
   assert "word" not in str(error.value).replace("password", "")
+
+
+PROXIES = [
+  (
+    "ALL_PROXY",
+    "socks5://me:word@127.0.0.1:1",
+    "pip install socksio, or unset",
+  ),
+  ("all_proxy", "SOCKS5H://127.0.0.1:1", "pip install socksio, or unset"),
+  ("HTTPS_PROXY", "ftp://127.0.0.1:1", "Unknown scheme.*variable HTTPS_PROXY$"),
+  ("HTTP_PROXY", "http://proxy:x", "Invalid port.*variable HTTP_PROXY$"),
+  ("NO_PROXY", "[::1", "check the variable NO_PROXY$"),
+  ("SSL_CERT_FILE", "/none.pem", "No such file.*variable SSL_CERT_FILE$"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), PROXIES)
+def test_a_proxy_that_cannot_be_used_is_one_line(
+  name, value, message, monkeypatch
+):
+  network_settings.clear(monkeypatch)
+  monkeypatch.setitem(sys.modules, "socksio", None)
+  monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=message) as error:
+    endpoint.check_setup()
+  with pytest.raises(ValueError, match=message):
+    ask(settings("http://127.0.0.1:9/v1"))
+  text = str(error.value)
+  assert name in text and "\n" not in text and "word" not in text
+
+
+def test_a_missing_package_is_named_with_the_command(monkeypatch):
+  monkeypatch.setitem(sys.modules, "httpx", None)
+  with pytest.raises(ValueError, match=r"pip install 'ovi_jax\[curate\]'"):
+    endpoint.check_setup()

@@ -205,12 +205,12 @@ def missing_requirements(config: Config) -> list[str]:
       f" --config.stages.captions.model=MODEL, {table}"
     )
   for check in (
-    endpoint.import_httpx,
+    endpoint.check_setup,
     functools.partial(credentials.read, config.api_key_env),
   ):
     try:
       check()
-    except (ImportError, ValueError) as error:
+    except ValueError as error:
       problems.append(f"captions: {error}, {table}")
   return problems
 
@@ -238,14 +238,13 @@ def load(
 
   Raises:
     ValueError: no model, no API key in the environment, an invalid tokenizer,
-      or a cache directory that cannot be created.
-    ImportError: httpx is not installed.
+      a cache directory that cannot be created, or httpx cannot be used.
   """
   if config.captions_file:
     return _from_file(config)
   if not config.model:
     raise ValueError("captions.model: expected the model name at the endpoint")
-  endpoint.import_httpx()
+  endpoint.check_setup()
   try:
     pathlib.Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
   except OSError as error:
