@@ -120,6 +120,11 @@ class Tokenizer:
         raise ValueError(f"it does not end prompts with {EOS}")
     return cls(model=model, pad=pad, eos=eos)
 
+  @property
+  def count(self) -> int:
+    """The number of ids, those of added tokens included."""
+    return self.model.get_vocab_size()
+
   def encode(
     self, prompts: Sequence[str], length: int
   ) -> tuple[np.ndarray, np.ndarray]:

@@ -36,6 +36,10 @@ from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 
 _log = logging.getLogger(__name__)
+# Embeddings are padded: UMT5's has 84 rows more than its tokenizer has ids, and
+# 384 more than one without ids for sentinels.
+_MAX_UNUSED_ROWS = 512
+_TOKENIZERS = {32_000: "T5", 32_100: "T5", 250_000: "mT5", 250_100: "mT5"}
 _KEY = "::"  # between a file and the name below which its tensors lie
 
 
@@ -94,7 +98,7 @@ def convert(
   beside: dict[str, pathlib.Path] = {}
   if "umt5" in chosen:
     found = tokenizer or _tokenizer(release, files.get("umt5", ()))
-    _check_tokenizer(found)
+    _check_tokenizer(found, arch.config("umt5").vocab_size)
     beside = _tokenizer_files(found.parent, release, tokenizer)
   _check_inputs_stay(out, opened)
   with staging.staged(out) as staged:
@@ -467,17 +471,28 @@ def _tokenizer(
   )
 
 
-def _check_tokenizer(path: pathlib.Path) -> None:
-  """Refuse what is no tokenizer before anything is written.
+def _check_tokenizer(path: pathlib.Path, rows: int) -> None:
+  """Refuse what is not the tokenizer of a text encoder before it is written.
+
+  Args:
+    path: of its `tokenizer.json`.
+    rows: of the encoder's embedding.
 
   Raises:
     ValueError: names the file.
   """
   try:
-    data = untrusted.read_regular(path, tokenizer_lib.MAX_BYTES)
-    tokenizer_lib.parse_pipeline(data)
+    tokenizer = tokenizer_lib.Tokenizer.load(path, rows)
   except ValueError as error:
-    raise ValueError(f"tokenizer {path}: {error}") from error
+    raise ValueError(f"tokenizer {error}") from error
+  ids = tokenizer.count
+  if rows - ids > _MAX_UNUSED_ROWS:
+    model = _TOKENIZERS.get(ids, "another model")
+    raise ValueError(
+      f"tokenizer {path}: it has {ids} ids, but the text encoder has {rows}"
+      f" rows: it is that of {model}; pass the text encoder's own with"
+      " --tokenizer=FILE"
+    )
 
 
 def export(

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.convert import command
 from ovi_jax.convert import convert
 from ovi_jax.convert import release as releases
@@ -548,6 +549,49 @@ def test_links_that_leave_the_release_are_not_copied(
   with pytest.raises(ValueError, match=f"is a link to {secret}"):
     run(tmp_path / "out", tokenizer=str(snapshot), **flags)
   assert weights_dir.read(tmp_path / "out", needs=("umt5",))
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
+  file = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
+  tensors = standin.tensors(file)
+  name = "token_embedding.weight"
+  few, out = len(tensors[name]), tmp_path / "out"
+
+  def convert_with(rows, tokenizer):
+    tensors[name] = np.resize(tensors[name], (rows, tensors[name].shape[1]))
+    path = repacked_weights.save(tmp_path / "t5.safetensors", tensors)
+    sizes = SIZES | {"t5": SIZES["t5"] | {"vocab_size": rows}}
+    arch = tmp_path / "sizes.json"
+    arch.write_text(json.dumps(sizes))
+    run(out, arch=str(arch), umt5=str(path), tokenizer=str(tokenizer))
+
+  other = tmp_path / "tokenizer.json"
+  content = json.loads(TOKENIZER.read_text())
+  for rows, changes, message in (
+    (few - 1, {}, f"the id {few - 1}, but the text encoder has {few - 1} rows"),
+    (
+      few + 513,
+      {},
+      f"has {few} ids, but the text encoder has {few + 513} rows",
+    ),
+    (few, {"post_processor": None}, "does not end prompts with </s>"),
+  ):
+    other.write_text(json.dumps(content | changes))
+    with pytest.raises(ValueError, match=message) as error:
+      convert_with(rows, other)
+    text = str(error.value)
+    assert str(other) in text and "\n" not in text and not out.exists()
+  other.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 9\n")
+  with pytest.raises(ValueError, match="git-lfs pointer .* of google/umt5-xxl"):
+    convert_with(few, other)
+  assert not out.exists()
+  convert_with(few + 512, TOKENIZER)  # the embedding is padded
+  monkeypatch.setattr(
+    tokenizer_lib.Tokenizer, "count", property(lambda self: 32_100)
+  )
+  message = "32100 ids, but the text encoder has 33000 rows: it is that of T5;"
+  with pytest.raises(ValueError, match=message):
+    convert_with(33_000, TOKENIZER)
 
 
 def test_a_text_encoder_needs_a_tokenizer(tmp_path):
