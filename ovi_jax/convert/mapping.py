@@ -35,6 +35,7 @@ from ovi_jax import untrusted
 Read = Callable[[str], np.ndarray]
 Shape = tuple[int, ...]
 _LISTED = 10  # misfits in a message
+_MISSING = "tensor missing from the file: "
 
 
 class FoldError(ValueError):
@@ -191,7 +192,7 @@ def check(
       problems += [f"tensor used twice: {n}" for n in names if n in seen_torch]
       seen_torch.update(names)
       absent = [n for n in names if n not in torch_shapes]
-      problems += [f"tensor missing from the file: {n}" for n in absent]
+      problems += [f"{_MISSING}{n}" for n in absent]
       if not absent:
         found = _misshapen(row, index, torch_shapes, our_shapes)
         misshapen += found
@@ -210,6 +211,11 @@ def check(
     )
   if problems:
     hint = " (another variant or other sizes? pass the sizes with --arch)"
+    if not unknown and all(p.startswith(_MISSING) for p in problems):
+      hint = (
+        " (one of several shards, a file cut off, or a model of fewer layers?"
+        " pass all its files, or the sizes with --arch)"
+      )
     if len(misshapen) > max(_LISTED, compared // 2):
       raise ValueError(
         f"{len(problems) + len(unknown)} tensors do not fit the"

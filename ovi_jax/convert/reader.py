@@ -27,7 +27,7 @@ from ovi_jax.pretrained import tensor_file
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _INDEX = ".index.json"
 _DISTRIBUTED = ".distcp"  # of torch.distributed.checkpoint
-_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..*)")
+SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..*)")  # the name of a shard
 _LISTED = 5  # names in a message
 _START = 4096  # bytes of a tensor, of which one is hardly ever not zero
 
@@ -115,7 +115,7 @@ def _within(path: pathlib.Path) -> pathlib.Path:
   sets = {
     path / f"{m[1]}-*-of-{m[3]}{m[4]}" if m else weight
     for weight in weights
-    for m in [_SHARD.fullmatch(weight.name)]
+    for m in [SHARD.fullmatch(weight.name)]
   }
   for found in (indices, sets):
     if len(found) == 1:
@@ -138,7 +138,7 @@ def _matches(path: pathlib.Path) -> list[pathlib.Path]:
   files = [pathlib.Path(f) for f in sorted(glob.glob(str(path)))]
   if not files:
     return [path]
-  numbered = [m for m in map(_SHARD.fullmatch, map(str, files)) if m]
+  numbered = [m for m in map(SHARD.fullmatch, map(str, files)) if m]
   if numbered:
     stem, _, total, suffix = numbered[0].groups()
     expected = [

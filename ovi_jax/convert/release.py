@@ -18,6 +18,7 @@ from ovi_jax.convert import audio_vae
 from ovi_jax.convert import fusion
 from ovi_jax.convert import mapping
 from ovi_jax.convert import normalize
+from ovi_jax.convert import reader
 from ovi_jax.convert import umt5
 from ovi_jax.convert import video_vae
 from ovi_jax.convert import vocoder
@@ -212,8 +213,20 @@ def misfit(
   """What a file of the right names and wrong sizes is, if that is known."""
   if any(re.search(_QUANTIZED, name) for name in tensors.shapes):
     return f"it holds {_KINDS[_QUANTIZED]}"
-  if component != "fusion":
-    return None
+  if component == "fusion":
+    return (
+      _other_transformer(config, tensors)
+      or _missing_shards(component, tensors)
+      or _incomplete(config, tensors.shapes)
+    )
+  other = _other_text_encoder if component == "umt5" else _other_mel_bins
+  return _missing_shards(component, tensors) or other(config, tensors)
+
+
+def _other_transformer(
+  config: Any, tensors: normalize.Normalized
+) -> str | None:
+  """What a transformer of another width is."""
   layout = f" in the layout of {tensors.dialect}" if tensors.dialect else ""
   for tower, sizes in config.present().items():
     span = tensors.tensors.get(
@@ -230,7 +243,75 @@ def misfit(
         f" {blocks} blocks{known}; expected width {sizes.hidden_dim} with"
         f" {sizes.num_layers}"
       )
-  return _incomplete(config, tensors.shapes)
+  return None
+
+
+def _other_text_encoder(
+  config: Any, tensors: normalize.Normalized
+) -> str | None:
+  """What a text encoder of the T5 family is that is not the expected UMT5."""
+  shapes = tensors.shapes
+  rows, width = (*shapes.get("token_embedding.weight", ()), 0, 0)[:2]
+  biases = [name for name in shapes if ".pos_embedding." in name]
+  blocks = _blocks(shapes)
+  first = "blocks.0.pos_embedding.embedding.weight"
+  is_whole = rows > 0 and "norm.weight" in shapes
+  if any(name.endswith(".DenseReluDense.wi.weight") for name in shapes):
+    what = "T5 1.0"
+  elif biases == [first] and blocks > 1 and is_whole:
+    # T5 1.1 (also Flan-T5) and mT5 differ in their vocabulary alone.
+    what = "mT5" if rows > _T5_ROWS else "T5 1.1"
+  elif width and width != config.dim:
+    return (
+      f"this is another text encoder, of width {width} with {blocks} blocks;"
+      f" expected width {config.dim} with {config.num_layers}"
+    )
+  else:
+    return None
+  return f"this is the text encoder of {what}; Ovi needs that of UMT5-XXL"
+
+
+_T5_ROWS = 32_128
+# Tensors of the audio VAE and the vocoder, the latter with and without weight
+# normalization, whose second axis is the bins of the spectrogram.
+_OF_MEL_BINS = (
+  "encoder.conv_in.weight",
+  "conv_pre.parametrizations.weight.original1",
+  "conv_pre.weight",
+)
+
+
+def _other_mel_bins(config: Any, tensors: normalize.Normalized) -> str | None:
+  """What an audio VAE or vocoder of other spectrograms is."""
+  bins = getattr(config, "mel_bins", getattr(config, "data_dim", None))
+  for name in _OF_MEL_BINS if bins else ():
+    shape = tensors.shapes.get(name, ())
+    if len(shape) > 1 and shape[1] != bins:
+      known = " (MMAudio's of 44.1 kHz have 128)" if shape[1] == 128 else ""
+      return (
+        f"it is made for spectrograms of {shape[1]} mel bins{known}, expected"
+        f" {bins}"
+      )
+  return None
+
+
+def _missing_shards(
+  component: str, tensors: normalize.Normalized
+) -> str | None:
+  """Which shards of a model are missing, going by the names of the files."""
+  found: dict[tuple[str, str, str], set[int]] = {}
+  for path in {tensor.span.path for tensor in tensors.tensors.values()}:
+    if shard := reader.SHARD.fullmatch(str(path)):
+      stem, number, total, suffix = shard.groups()
+      found.setdefault((stem, total, suffix), set()).add(int(number))
+  for (stem, total, suffix), numbers in found.items():
+    if len(numbers) < int(total):
+      listed = ", ".join(map(str, sorted(numbers)))
+      return (
+        f"it is shard {listed} of {int(total)} alone; pass all of them, as in"
+        f" --{component}='{stem}-*-of-{total}{suffix}'"
+      )
+  return None
 
 
 _STEM = {"video": "patch_embedding.weight", "audio": "patch_embedding.0.weight"}

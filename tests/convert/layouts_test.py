@@ -242,6 +242,92 @@ def test_another_model_is_named_in_one_line(tmp_path, make, parts):
   refused(tmp_path / "out", *parts, fusion=str(path))
 
 
+def first_biases_only(tensors):
+  """As T5 has position biases."""
+  return {
+    n: x
+    for n, x in tensors.items()
+    if "relative_attention_bias" not in n or ".block.0." in n
+  }
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (first_biases_only, "the text encoder of T5 1.1; Ovi needs that of UMT5"),
+    (
+      lambda t: (
+        first_biases_only(t) | {"shared.weight": np.zeros((250_112, 48), "f2")}
+      ),
+      "the text encoder of mT5; Ovi needs that of UMT5-XXL",
+    ),
+    (
+      lambda t: {n.replace("wi_0", "wi"): x for n, x in t.items()},
+      "the text encoder of T5 1.0; Ovi needs that of UMT5-XXL",
+    ),
+    (
+      lambda t: {
+        n: np.zeros([24 if s == 48 else s for s in x.shape], "f2")
+        for n, x in t.items()
+      },
+      "another text encoder, of width 24 with 2 blocks; expected width 48 with",
+    ),
+  ],
+)
+def test_another_text_encoder_is_named_in_one_line(tmp_path, make, message):
+  file = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
+  tensors = make(repacked_weights.transformers(standin.tensors(file)))
+  path = repacked_weights.save(tmp_path / "t5.safetensors", tensors)
+  refused(tmp_path / "out", message, umt5=str(path), tokenizer=str(TOKENIZER))
+
+
+def test_codecs_of_other_spectrograms_are_named_in_one_line(tmp_path):
+  for file, component in ((AUDIO_VAE, "audio_vae"), (VOCODER, "vocoder")):
+    tensors = {
+      n: np.zeros([128 if s == 80 else s for s in x.shape], "f2")
+      for n, x in standin.tensors(file).items()
+    }
+    path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
+    refused(
+      tmp_path / "out",
+      "spectrograms of 128 mel bins (MMAudio's of 44.1 kHz have 128), expected",
+      **{component: str(path)},
+    )
+
+
+@pytest.mark.parametrize(
+  ("component", "file"),
+  [
+    ("fusion", FUSION),
+    ("umt5", "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"),
+    ("video_vae", "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"),
+    ("audio_vae", AUDIO_VAE),
+    ("vocoder", VOCODER),
+  ],
+)
+def test_one_shard_of_several_is_named_as_such(tmp_path, component, file):
+  tensors = list(standin.tensors(file).items())
+  half = len(tensors) // 2
+  flags = {"tokenizer": str(TOKENIZER)} if component == "umt5" else {}
+  stem = tmp_path / "model"
+  for number, part in enumerate((tensors[:half], tensors[half:]), 1):
+    path = f"{stem}-{number:05}-of-00002.safetensors"
+    repacked_weights.save(pathlib.Path(path), dict(part))
+    refused(
+      tmp_path / "out",
+      f"it is shard {number} of 2 alone; pass all of them, as in"
+      f" --{component}='{stem}-*-of-00002.safetensors'",
+      **{component: path} | flags,
+    )
+  path = repacked_weights.save(tmp_path / "a", dict(tensors[:half]))
+  with pytest.raises(ValueError, match="one of several shards, a file cut off"):
+    run(tmp_path / "out", **{component: str(path)} | flags)
+  run(
+    tmp_path / "out",
+    **{component: f"{stem}-*-of-00002.safetensors"} | flags,
+  )
+
+
 def quantized(tensors, parts):
   """The layers of the blocks in another tool's form; the rest as it is."""
   stored = {}
