@@ -136,6 +136,30 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
   return found
 
 
+def with_home(name: str) -> str:
+  """The path in a cell of a table or a line of a list, without `~`.
+
+  Shells expand it on command lines alone.
+
+  Args:
+    name: as written; `~` counts as the whole of its first part only.
+  """
+  if name != "~" and not name.startswith(("~/", "~\\")):
+    return name
+  return os.path.expanduser("~") + name[1:]
+
+
+def readings(name: str) -> list[str]:
+  """The ways to read a path that somebody wrote, the literal one first.
+
+  Args:
+    name: as written, perhaps in quotation marks (Windows' "Copy as path") or
+      with backslashes between its parts.
+  """
+  plain = with_home(name.strip().strip("\"'"))
+  return list(dict.fromkeys([with_home(name), plain, plain.replace("\\", "/")]))
+
+
 def text_of(name: str) -> str:
   """The text of a name that the system gave, whatever the locale."""
   if sys.getfilesystemencoding() == "utf-8":

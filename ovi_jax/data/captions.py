@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt
 from ovi_jax import tables
@@ -90,7 +91,7 @@ def _row(row: tables.Row) -> Row:
     )
   return Row(
     place=str(row),
-    path=normalize(name),
+    path=normalize(files.with_home(name.strip("\"'"))),
     caption=row.cells["caption"],
     split=_SPLITS[split],
   )

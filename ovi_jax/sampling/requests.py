@@ -446,11 +446,15 @@ def _find(
   path: str | os.PathLike[str], what: str, folders: Sequence[storage.AnyPath]
 ) -> storage.AnyPath:
   """The path of a given file; ValueError if there is none."""
-  given = storage.locate(path)
-  places = [given]
-  if isinstance(given, pathlib.Path) and not given.is_absolute():
-    places = [folder / given for folder in folders]
-  found = next(filter(None, (_file(p, what) for p in places)), None)
+  given = storage.locate(files.with_home(os.fspath(path)))
+  places, others = [given], []
+  if isinstance(given, pathlib.Path):
+    # An absolute path stays what it is below any folder.
+    places = list(dict.fromkeys(folder / given for folder in folders))
+    _, *readings = files.readings(os.fspath(path))
+    others = [folder / other for other in readings for folder in folders]
+  each = (_file(p, what) for p in (*places, *others))
+  found = next(filter(None, each), None)
   if found is None:
     absolute = dict.fromkeys(
       untrusted.printable(str(storage.absolute(p))) for p in places

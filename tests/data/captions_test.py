@@ -42,6 +42,17 @@ def test_a_row_names_the_file_whose_path_ends_with_it(path, wanted):
   assert files.find(row(path)) == wanted
 
 
+def test_the_home_folder_and_quotation_marks_in_a_path_are_understood(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv("HOME", "/home/me")
+  table = tmp_path / "t.csv"
+  table.write_text('path,caption\n~/sub/a.mp4,one\n"""C:\\sub\\a.mp4""",two\n')
+  first, second = captions.read(table)
+  assert first.path == "/home/me/sub/a.mp4" and first.is_absolute
+  assert second.path == "C:/sub/a.mp4" and second.is_absolute
+
+
 def test_a_file_takes_the_rows_with_the_longest_matching_suffix(tmp_path):
   table = tmp_path / "t.csv"
   table.write_bytes(

@@ -53,6 +53,31 @@ def test_a_picture_stored_under_another_unicode_form_is_found(folder):
   assert given.image == stored
 
 
+@pytest.mark.parametrize(
+  "written",
+  ["~/a/wide.png", "a\\\\wide.png", '"""a\\\\wide.png"""', "'~/a/wide.png'"],
+)
+def test_paths_of_shells_and_of_windows_are_understood(
+  folder, monkeypatch, written
+):
+  monkeypatch.setenv("HOME", str(folder))
+  (folder / "a").mkdir()
+  (folder / "wide.png").rename(folder / "a" / "wide.png")
+  path = _file(folder, f"text_prompt,image_path\nx,{written}\n")
+  assert requests.from_file(path)[0].image == folder / "a" / "wide.png"
+  path = _file(folder, "text_prompt,image_path\nx,~/a/none.png\n")
+  with pytest.raises(ValueError, match=f"is missing: {folder}/a/none.png;"):
+    requests.from_file(path)
+
+
+def test_the_literal_name_of_a_file_comes_first(folder):
+  Image.new("RGB", (8, 8)).save(folder / "a\\wide.png")
+  (folder / "a").mkdir()
+  (folder / "wide.png").rename(folder / "a" / "wide.png")
+  path = _file(folder, "text_prompt,image_path\nx,a\\wide.png\n")
+  assert requests.from_file(path)[0].image == folder / "a\\wide.png"
+
+
 def test_the_current_folder_comes_first(folder, monkeypatch, tmp_path_factory):
   here = tmp_path_factory.mktemp("here")
   path = _file(folder, "text_prompt,image_path\na,wide.png\n")

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from ovi_jax import files
 from ovi_jax import tables
 from ovi_jax import untrusted
 from ovi_jax.curation import clip as clips
@@ -97,15 +98,17 @@ def expand(patterns: Sequence[str]) -> list[str]:
   found = set()
   for pattern in patterns:
     if pattern.startswith("@"):
-      found.update(_read_list(pattern[1:]))
+      listed = _read_list(files.with_home(pattern[1:]))
+      found.update(map(files.with_home, listed))
       continue
-    files = storage.list_files(pattern)
-    if not files:
+    pattern = files.with_home(pattern)
+    matching = storage.list_files(pattern)
+    if not matching:
       raise ValueError(
         f"inputs: {pattern!r} matches no file; expected a file, a folder, a"
         " glob or @LIST"
       )
-    found.update(files)
+    found.update(matching)
   return sorted(found)
 
 

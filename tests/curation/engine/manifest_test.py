@@ -49,7 +49,9 @@ def test_files_are_numbered_in_order_of_their_names(folder, tmp_path):
   assert harness.contents(out) == before
 
 
-def test_files_globs_and_lists_give_each_file_once(folder, tmp_path):
+def test_files_globs_and_lists_give_each_file_once(
+  folder, tmp_path, monkeypatch
+):
   listed = tmp_path / "list.txt"
   listed.write_text(f"{folder}/a.mp4\n\n{folder}/b.mp4\n")
   assert [pathlib.Path(p).name for p in manifest.expand([f"@{listed}"])] == [
@@ -65,6 +67,11 @@ def test_files_globs_and_lists_give_each_file_once(folder, tmp_path):
       f"{folder}/a.mp4",
       f"{folder}/b.mp4",
     ]
+  with monkeypatch.context() as patch:
+    patch.setenv("HOME", str(folder))
+    listed.write_text("~/a.mp4\n")
+    assert manifest.expand([f"@{listed}"]) == [f"{folder}/a.mp4"]
+    assert manifest.expand(["~/a.mp4"]) == [f"{folder}/a.mp4"]
   every = manifest.expand([f"{folder}/**/*.mp4", str(folder / "a.mp4")])
   assert len(every) == 4
   # Brackets in a name are no pattern where the file is there.
