@@ -13,13 +13,17 @@ DEVICES is a key of `DEVICES`: settings with which a step of `720x720_5s` fits.
 docs/how_to/lora.md has the memory that they need; `--aot` reports it for TPUs.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
+from ovi_jax import config as config_lib
 from ovi_jax import config_files
 
+_NAME = re.compile(r"[\w.+-]+")  # of devices, and no part of a path or URL
 # A clip at a time; gradients of eight are summed.
 _ONE_GPU = {"batch_size": 8, "grad_accum_steps": 8}
 # Devices -> config fields.
@@ -44,6 +48,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
   weights, _, devices = arg.rpartition(":")
   if devices not in DEVICES:
+    if weights and _NAME.fullmatch(devices) and not os.path.exists(arg):
+      near = config_lib.nearest(devices.lower(), DEVICES)
+      raise ValueError(
+        f"devices {devices!r} are unknown{near}; choose from"
+        f" {', '.join(DEVICES)}"
+      )
     weights, devices = arg, ""
   config: Any = config_files.load(f"fine_tune:{weights}")
   config.trainable = "lora"

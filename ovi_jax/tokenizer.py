@@ -228,7 +228,7 @@ def parse_pipeline(data: bytes) -> tuple[tokenizers.Tokenizer, int]:
   if largest > MAX_ID:
     raise ValueError(f"it has the id {largest}; ids are at most {MAX_ID}")
   with library_errors("it does not describe a tokenizer"):
-    model = tokenizers.Tokenizer.from_str(data.decode())
+    model = tokenizers.Tokenizer.from_str(data.decode("utf-8-sig"))
     # The file may hold settings of its own.
     model.no_padding()
     model.no_truncation()

@@ -5,6 +5,7 @@ on. Their JSON is bounded in bytes, depth and in the size of its numbers before
 any value is used, and text from them is escaped before it reaches a terminal.
 """
 
+import codecs
 import itertools
 import json
 import math
@@ -145,7 +146,7 @@ def parse_json(
   """Parse JSON of unknown origin.
 
   Args:
-    data: UTF-8 text.
+    data: UTF-8 text, with or without a byte-order mark.
     max_bytes: most bytes that are parsed.
     max_depth: deepest nesting of lists and objects.
     max_values: most members of all lists and objects together; `None` for no
@@ -163,6 +164,9 @@ def parse_json(
   raw = data.encode() if isinstance(data, str) else data
   if len(raw) > max_bytes:
     raise ValueError(f"expected JSON of at most {max_bytes} bytes, found more")
+  if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    raise ValueError("expected JSON in UTF-8, found UTF-16; save it as UTF-8")
+  raw = raw.removeprefix(codecs.BOM_UTF8)  # as Windows' editors begin files
   structure = _STRING.sub(b"", raw)
   _check_count(structure, max_values)
   _check_depth(structure, max_depth)

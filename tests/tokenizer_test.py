@@ -55,6 +55,12 @@ def test_token_ids_equal_the_originals(golden, tokenizer):
   np.testing.assert_array_equal(mask_BS, reference["t5_mask"])
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(tokenizer, tmp_path):
+  path = tmp_path / "tokenizer.json"
+  path.write_bytes(b"\xef\xbb\xbf" + FILE.read_bytes())
+  assert tokenizer_lib.Tokenizer.load(path).eos == tokenizer.eos
+
+
 def test_an_empty_prompt_is_its_end_token(tokenizer):
   ids_BS, mask_BS = tokenizer.encode([""], 3)
   assert ids_BS.tolist() == [[tokenizer.eos, tokenizer.pad, tokenizer.pad]]

@@ -49,6 +49,16 @@ def test_json_outside_the_limits_is_refused(text, said):
     untrusted.parse_json(text, max_bytes=limit)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+  path = tmp_path / "a.json"
+  for text in ('{"a": 1}', '\ufeff{"a": 1}'):
+    path.write_text(text, "utf-8")
+    assert untrusted.read_json(path) == untrusted.parse_json(text) == {"a": 1}
+  path.write_text('{"a": 1}', "utf-16")
+  with pytest.raises(ValueError, match="UTF-8, found UTF-16; save it as UTF-8"):
+    untrusted.read_json(path)
+
+
 def test_64_levels_are_read():
   text = "[" * 64 + "]" * 64
   assert untrusted.parse_json(text) == json.loads(text)

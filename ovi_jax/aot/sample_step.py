@@ -132,7 +132,7 @@ def run(
   has_length = seconds is not None or window != variant.latent_frames
   named = "_".join(
     [
-      *(what, name, *([quantize] if quantize else [])),
+      *filter(None, (what, name, "lora" if lora else "", quantize)),
       *_kinds_given(given, image, settings.conditioning),
       *([f"{clip.latent_frames}_latent_frames"] if has_length else []),
       *(["windows", settings.conditioning] if many and not given.files else []),

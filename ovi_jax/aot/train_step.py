@@ -83,7 +83,8 @@ def run(
     step(settings, bucket.video, bucket.audio, mesh, flags, dtype)
     for bucket in settings.data.buckets
   )
-  named = "_".join(["train", name, *([quantize] if quantize else [])])
+  kind = "lora" if settings.is_lora else ""
+  named = "_".join(filter(None, ("train", name, kind, quantize)))
   return report.publish(out, named, reports)
 
 

@@ -26,6 +26,29 @@ CONFIG = "config.json"
 CHANGES = "config_changes.json"
 
 
+def _path(name: epath.PathLike) -> epath.Path:
+  """The path of a run's directory; ValueError if it is in s3://."""
+  check_scheme(name, "workdir")
+  return storage.path(name)
+
+
+def check_scheme(name: epath.PathLike, what: str) -> None:
+  """Refuse the directory of a run where no checkpoint can be.
+
+  Args:
+    name: of the directory.
+    what: begins the message.
+
+  Raises:
+    ValueError: it is in s3://.
+  """
+  if os.fspath(name).startswith("s3://"):
+    raise ValueError(
+      f"{what}: {untrusted.printable(os.fspath(name))}: expected a folder or"
+      " gs://BUCKET/…; Orbax, which writes and reads checkpoints, has no s3://"
+    )
+
+
 def locate(name: epath.PathLike) -> epath.Path:
   """The path of a run's directory; nothing is left in it.
 
@@ -33,12 +56,7 @@ def locate(name: epath.PathLike) -> epath.Path:
     ValueError: the name is no path or URL that can be used, see `storage.path`.
     OSError: its bucket cannot be listed, read or written.
   """
-  if os.fspath(name).startswith("s3://"):
-    raise ValueError(
-      f"workdir: {untrusted.printable(os.fspath(name))}: expected a folder or"
-      " gs://BUCKET/…; Orbax, which writes the checkpoints, has no s3://"
-    )
-  path = storage.path(name)
+  path = _path(name)
   if storage.is_remote(path):
     storage.check_access(path)
   elif path.exists() and not path.is_dir():
@@ -196,7 +214,7 @@ def _check_shared(directory: epath.Path) -> None:
 
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:
   """The config of a run; ValueError if there is none."""
-  path = storage.path(workdir) / CONFIG
+  path = _path(workdir) / CONFIG
   with storage.store_errors(path):
     found = path.exists() and not path.is_dir()
   if not found:

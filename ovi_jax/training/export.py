@@ -88,6 +88,7 @@ def export(
       written.
     OSError: the disk is full, or not writable.
   """
+  workdirs.check_scheme(workdir, "workdir")
   workdir, out = storage.locate(workdir), storage.locate(out)
   if storage.is_remote(out):
     storage.check_access(storage.path(out))
@@ -164,6 +165,7 @@ def export_lora(
       damaged, or the format has no names for its layers.
     OSError: the file cannot be written.
   """
+  workdirs.check_scheme(workdir, "workdir")
   workdir = storage.locate(workdir)
   values = workdirs.read_config(workdir)
   settings = settings_lib.Settings.from_config(

@@ -31,6 +31,7 @@ from flax import traverse_util
 
 from ovi_jax import storage
 from ovi_jax.checkpoint import reader
+from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.models import low_rank
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
@@ -286,6 +287,8 @@ def _open(source: Source) -> _Opened:
   path = storage.locate(source.path)
   if storage.exists(path / weights_dir.MANIFEST):
     return _open_weights(source, path)
+  # Converted weights can be there; checkpoints cannot.
+  workdirs.check_scheme(path, f"init_from: no {weights_dir.MANIFEST} in it")
   of_run = (path / _CHECKPOINTS).is_dir()  # even if it is named by a number
   if reader.is_step(path.name) and path.is_dir() and not of_run:
     return _open_checkpoint(source, path)

@@ -98,22 +98,19 @@ def split(
     The trained and the frozen parameters, by path.
 
   Raises:
-    ValueError: see `compiled`, or a pattern of a regular expression, or all of
-      them, match none of the parameters.
+    ValueError: see `compiled`, or a name or regular expression matches none of
+      the parameters.
   """
   patterns = compiled(chosen)
   trained, frozen = {}, {}
   for path, leaf in params.items():
     mine = any(pattern.fullmatch(path) for pattern in patterns)
     (trained if mine else frozen)[path] = leaf
-  unused = [
-    item.strip()
-    for item in chosen.split(",")
-    if item.strip() not in TRAINABLE
-    and not any(re.fullmatch(item.strip(), path) for path in params)
-  ]
-  if unused:
-    raise ValueError(f"trainable: {unused[0]!r} matches no parameter")
   if not trained:
     raise ValueError(f"trainable {chosen!r} matches none of {sorted(params)}")
+  for item in (item.strip() for item in chosen.split(",")):
+    own = compiled(item)
+    if not any(p.fullmatch(path) for p in own for path in params):
+      what = "'decoder' is for a codec and" if item == DECODER else repr(item)
+      raise ValueError(f"trainable: {what} matches no parameter")
   return trained, frozen

@@ -115,7 +115,7 @@ def test_a_lora_on_a_base_of_8_bits_that_is_not_there(tmp_path):
   lora = "--config.trainable=lora", f"--workdir={tmp_path}"
   code, output = run(*words, "--aot_quantize=int8", *lora)
   assert code == 0, output
-  path = tmp_path / "aot_train_v5e_1x1_int8.json"
+  path = tmp_path / "aot_train_v5e_1x1_lora_int8.json"
   (found,) = json.loads(path.read_text())
   arrays = found["largest_arrays"]
   # Of no kernel there is more than a byte for each number.

@@ -94,7 +94,7 @@ def test_a_lora_recommends_how_given_latents_are_shown(name, tmp_path):
   text = {lora_files.CONDITIONING_KEY: lora_files.CLEAN}
   made = dataclasses.replace(made, metadata=text)
   lora_files.write(path, made, towers)
-  assert name(video=FILE, lora=str(path)).endswith("_video_clean")
+  assert name(video=FILE, lora=str(path)) == f"{name()}_lora_video_clean"
 
 
 def test_conditions_that_leave_nothing_to_generate_are_refused(name):

@@ -99,6 +99,8 @@ def test_a_url_is_not_taken_for_a_local_directory(name, tmp_path, monkeypatch):
 def test_a_store_that_checkpoints_cannot_be_written_to_is_refused():
   with pytest.raises(ValueError, match="s3://b/run: expected a folder or gs:"):
     workdir.locate("s3://b/run")
+  with pytest.raises(ValueError, match="s3://b/run: expected a folder or gs:"):
+    workdir.read_config("s3://b/run")
 
 
 def test_a_directory_may_be_in_a_bucket(bucket, bucket_endpoint):

@@ -115,6 +115,13 @@ def test_invalid_runs_are_refused(run, weights, tmp_path):
     export.export(run, out, strange)
 
 
+@pytest.mark.parametrize("make", [export.export, export.export_lora])
+def test_a_run_cannot_be_in_a_store_that_orbax_lacks(make, tmp_path):
+  with pytest.raises(ValueError, match="workdir: s3://b/run: expected a fold"):
+    make("s3://b/run", tmp_path / "out.safetensors")
+  assert not list(tmp_path.iterdir())
+
+
 def test_towers_trained_with_given_latents_recommend_clean_ones():
   for name, expected in (("v2a", {"conditioning": "clean"}), ("i2v", {})):
     loaded = config_files.load(f"conditions/{name}:small")

@@ -90,6 +90,21 @@ def test_settings_of_devices_are_valid(devices):
   assert found.mesh["fsdp"] in (0, count)
 
 
+@pytest.mark.parametrize(
+  ("devices", "message"),
+  [
+    ("80gbb", r"'80gbb' are unknown \(did you mean 80gb\?\); choose from 24gb"),
+    ("80GB", r"did you mean 80gb\?"),
+    ("v5e_8", r"did you mean v5e-8\?"),
+    ("tpu", "'tpu' are unknown; choose from 24gb, 48gb"),
+  ],
+)
+@pytest.mark.parametrize("weights", ["720x720_5s", "gs://b/weights", "/none"])
+def test_unknown_devices_are_not_taken_for_a_path(weights, devices, message):
+  with pytest.raises(ValueError, match=message):
+    lora.get_config(f"{weights}:{devices}")
+
+
 def test_weights_with_a_colon_in_their_path_are_no_devices(tmp_path):
   manifest = weights_dir.manifest_of(synthetic.WEIGHTS)
   folder = tmp_path / "a:80"

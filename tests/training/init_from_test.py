@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 
+from ovi_jax import storage
 from ovi_jax.checkpoint import manager
 from ovi_jax.convert import convert
 from ovi_jax.convert import fusion as fusion_names
@@ -281,6 +283,15 @@ def test_damaged_sources_are_refused(wan, sound, tmp_path):
   assert "ovi_jax.json is damaged" in lines[1]
   assert "expected parameters under ['trained_params', 'frozen" in lines[2]
   assert "found only ['params']" in lines[2]
+
+
+def test_a_run_in_a_store_that_orbax_lacks_is_refused(monkeypatch):
+  monkeypatch.setattr(storage, "locate", epath.Path)
+  monkeypatch.setattr(storage, "exists", lambda _: False)
+  source = init_from.Source(path="s3://b/run", include=(".*",))
+  message = "init_from: no ovi_jax.json in it: s3://b/run: expected a folder"
+  with pytest.raises(ValueError, match=message):
+    init_from.plan({}, [source])
 
 
 def test_every_path_has_a_sharding(sound):

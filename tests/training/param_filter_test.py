@@ -65,6 +65,20 @@ def test_unknown_choices_are_refused(full):
     param_filter.split({"video/head/bias": 0}, param_filter.ATTENTION)
 
 
+def test_every_name_and_pattern_trains_something(full):
+  for chosen, named in (
+    ("attention,decoder", "'decoder'"),
+    ("decoder,attention", "'decoder'"),
+    ("attention,blocks/sound/.*", "'blocks/sound/.*'"),
+  ):
+    with pytest.raises(ValueError, match="matches no parameter") as error:
+      param_filter.split(full, chosen)
+    assert named in str(error.value)
+  codec = {"decoder/a": 0, "encoder/a": 1}
+  trained, frozen = param_filter.split(codec, "decoder")
+  assert trained.keys() == {"decoder/a"} and frozen.keys() == {"encoder/a"}
+
+
 def test_patterns_choose_parameters_by_their_whole_path(full):
   chosen = r"blocks/audio/.*, (video|audio)/head/.*"
   trained, frozen = param_filter.split(full, chosen)
