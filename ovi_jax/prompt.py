@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import ftfy
@@ -157,8 +158,10 @@ _DEVICES = frozenset(
 )
 
 
-def unreadable(text: str) -> str:
-  """Why a text is not a valid prompt; empty if it is valid."""
+def unreadable(text: Any) -> str:
+  """Why something is not a valid prompt; empty if it is valid."""
+  if not isinstance(text, str):
+    return f"must be text, got {type(text).__name__}"
   if len(text) > MAX_CHARACTERS:
     return (
       f"has {len(text)} characters, at most {MAX_CHARACTERS} are read; a few"

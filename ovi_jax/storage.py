@@ -42,10 +42,15 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
     name: such as `runs/one` or `gs://bucket/runs/one`.
 
   Raises:
-    ValueError: the scheme is unknown or its driver is not installed, a slash is
-      missing, or no bucket is named.
+    ValueError: it is no text, the scheme is unknown or its driver is not
+      installed, a slash is missing, or no bucket is named.
   """
-  text = os.fspath(name)
+  text = os.fspath(name) if isinstance(name, os.PathLike) else name
+  if not isinstance(text, str):
+    raise ValueError(
+      "expected the path of a file or folder, as text or pathlib.Path, got"
+      f" {type(name).__name__}"
+    )
   match = _SCHEME.fullmatch(text)
   # A file of this machine may have a colon in its name.
   if match is None or not (match[2] or match[1] in DRIVERS):

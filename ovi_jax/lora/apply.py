@@ -64,18 +64,28 @@ class Lora:
     }
 
 
-def parse(text: str) -> list[tuple[str, AV[float]]]:
+def parse(
+  text: str | os.PathLike[str] | None,
+) -> list[tuple[str, AV[float]]]:
   """Files and strengths from a flag.
 
   Args:
     text: FILE[:STRENGTH] with commas between them; STRENGTH is a number, or
-      VIDEO/AUDIO with one for each tower. Without it, 1.
+      VIDEO/AUDIO with one for each tower. Without it, 1. `None` is none.
 
   Raises:
-    ValueError: a file has no name, or a strength is out of range.
+    ValueError: it is no text, a file has no name, or a strength is out of
+      range.
   """
+  if isinstance(text, os.PathLike):
+    text = os.fspath(text)
+  if not isinstance(text, str | None):
+    raise ValueError(
+      "lora: expected text, FILE[:STRENGTH] with commas between them, got"
+      f" {type(text).__name__}"
+    )
   found = []
-  for item in filter(None, (part.strip() for part in text.split(","))):
+  for item in filter(None, (part.strip() for part in (text or "").split(","))):
     path, _, end = item.rpartition(":")
     strength = AV(1.0, 1.0)
     if match := _STRENGTH.fullmatch(end):

@@ -87,6 +87,13 @@ def from_values(url: str, model: str, api_key_env: str) -> Endpoint | None:
   Raises:
     ValueError: a model or key without a URL, or as `Endpoint`.
   """
+  for name, value in (
+    ("first_frame_endpoint", url),
+    ("first_frame_model", model),
+    ("first_frame_key_env", api_key_env),
+  ):
+    if value is not None and not isinstance(value, str):
+      raise ValueError(f"{name} must be text, got {type(value).__name__}")
   if url:
     return Endpoint(url=url, model=model, api_key_env=api_key_env)
   if model or api_key_env:

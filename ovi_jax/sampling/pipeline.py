@@ -18,6 +18,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -235,6 +236,11 @@ class Pipeline:
     *,
     keep_loaded: bool = True,
   ):
+    if components is None or isinstance(components, str | os.PathLike):
+      raise ValueError(
+        "expected weights that are opened; open a directory with"
+        " Pipeline.from_pretrained(DIR)"
+      )
     self.components = components
     self.keep_loaded = keep_loaded
     self._loaded: dict[str, Any] = {}
@@ -357,7 +363,7 @@ class Pipeline:
     recommended = planning.recommended_of(components)
     chosen = settings_lib.Settings.from_overrides(settings, recommended)
     one = isinstance(prompt, str)
-    asked = [prompt] if isinstance(prompt, str) else list(prompt)
+    asked = _prompts(prompt)
     if seconds is None and extend is None:
       windows_lib.check_one_prompt(asked)
     requests = [
@@ -790,6 +796,28 @@ def _silent(
 ) -> Iterator[denoise.OnStep]:
   """Progress that nobody watches."""
   yield lambda _: None
+
+
+def _prompts(prompt: Any) -> list[str | Sequence[str]]:
+  """The prompts of a call, one for each clip.
+
+  Raises:
+    ValueError: it is not text, or several.
+  """
+  several = [prompt]
+  if isinstance(prompt, Iterable) and not isinstance(
+    prompt, str | bytes | Mapping | os.PathLike
+  ):
+    several = list(prompt)
+  for each in several:
+    windows = each if isinstance(each, list | tuple) else [each]
+    for text in windows:
+      if not isinstance(text, str):
+        raise ValueError(
+          "prompt: expected text, or a list with a text for each clip, got"
+          f" {type(text).__name__}"
+        )
+  return several
 
 
 def _track(

@@ -404,6 +404,8 @@ def _request(
   given: Mapping[str, Any],
 ) -> Request:
   """A checked request."""
+  if problem := prompts.unreadable(prompt):
+    raise ValueError(f"the prompt {problem}")
   if not prompts.clean(prompt):
     raise ValueError("the prompt is empty; write one, or drop the row")
   if mode == "i2v" and image is None:
@@ -446,6 +448,10 @@ def _find(
   path: str | os.PathLike[str], what: str, folders: Sequence[storage.AnyPath]
 ) -> storage.AnyPath:
   """The path of a given file; ValueError if there is none."""
+  try:
+    storage.locate(path)
+  except ValueError as error:
+    raise ValueError(f"the {what}: {error}") from error
   given = storage.locate(files.with_home(os.fspath(path)))
   places, others = [given], []
   if isinstance(given, pathlib.Path):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from ovi_jax import config as config_lib
 from ovi_jax import geometry
@@ -238,7 +239,14 @@ class Settings:
           f" {' and '.join(AV._fields)}"
         )
       fields[name] = dict.fromkeys(AV._fields) | dict(given)
-    fields["mesh"] = dict.fromkeys(meshes.AXES, 0) | dict(fields["mesh"])
+    mesh = {} if fields["mesh"] is None else fields["mesh"]
+    if not isinstance(mesh, Mapping):
+      raise ValueError(
+        f"mesh: expected a mapping of {', '.join(meshes.AXES)} to numbers of"
+        f" devices, got {type(mesh).__name__}"
+      )
+    fields["mesh"] = dict.fromkeys(meshes.AXES, 0) | dict(mesh)
+    fields = {name: _plain(value) for name, value in fields.items()}
     return cls.from_config(ml_collections.ConfigDict(fields), advised)
 
   def metadata(self) -> dict[str, Any]:
@@ -249,6 +257,13 @@ class Settings:
     for name in ("guidance_scale", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()
     return fields
+
+
+def _plain(value: Any) -> Any:
+  """A value with Python's numbers and text in place of NumPy's scalars."""
+  if isinstance(value, Mapping):
+    return {name: _plain(each) for name, each in value.items()}
+  return value.item() if isinstance(value, np.generic) else value
 
 
 def out_of_bounds(values: Mapping[str, Any]) -> list[str]:

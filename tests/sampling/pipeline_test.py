@@ -127,6 +127,85 @@ def test_errors_are_raised_before_weights_are_loaded(pipe):
   assert pipe._loaded == loaded
 
 
+@pytest.mark.parametrize(
+  ("prompt", "message"),
+  [
+    *(
+      (x, f"prompt: expected text, or a list .*, got {kind}$")
+      for x, kind in (
+        (pathlib.Path("a"), "PosixPath"),
+        (b"A ball", "bytes"),
+        (None, "NoneType"),
+        (5, "int"),
+        ([BALL, 5], "int"),
+        ([[BALL, None]], "NoneType"),
+        ({BALL: 1}, "dict"),
+        (np.int64(3), "int64"),
+      )
+    ),
+  ],
+)
+def test_prompts_that_are_no_text_are_refused(pipe, prompt, message):
+  with pytest.raises(ValueError, match=message):
+    pipe(prompt)
+
+
+@pytest.mark.parametrize("value", [b"x", 5, True, [], np.zeros((2, 2, 3))])
+@pytest.mark.parametrize("name", ["image", "last_image", "video", "audio"])
+def test_files_that_are_no_path_are_refused(pipe, name, value):
+  kind = type(value).__name__
+  message = f"the .*: expected the path of a file .*, got {kind}$"
+  with pytest.raises(ValueError, match=message):
+    pipe(BALL, **{name: value})
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"noise": 5}, "expected the path of a file .*, got int"),
+    ({"negative_prompt": b"x"}, "negative_prompt.video: must be text, got byt"),
+    ({"negative_prompt": {"audio": 5}}, "negative_prompt.audio: must be text"),
+    ({"first_frame_endpoint": 5}, "first_frame_endpoint must be text, got int"),
+    ({"num_steps": "2"}, "num_steps must be a whole number, got '2'"),
+    ({"num_steps": np.float32(2.5)}, "num_steps must be a whole number"),
+  ],
+)
+def test_other_types_are_named_in_one_line(pipe, values, message):
+  with pytest.raises(ValueError, match=message) as error:
+    pipe(BALL, **values)
+  assert "\n" not in str(error.value)
+
+
+def test_arguments_of_another_type_open_no_weights(pipe):
+  for weights in (5, b"x", ["a"]):
+    with pytest.raises(ValueError, match="expected the path of a file or fold"):
+      ovi_jax.Pipeline.from_pretrained(weights)
+  for lora in (5, ["a.safetensors"], b"x"):
+    with pytest.raises(ValueError, match="lora: expected text, FILE"):
+      pipe.set_lora(lora)
+  with pytest.raises(ValueError, match="there is no file none.safetensors"):
+    pipe.set_lora(pathlib.Path("none.safetensors"))
+  with pytest.raises(ValueError, match="mesh: expected a mapping of data, fsd"):
+    ovi_jax.Pipeline.from_pretrained(mesh=5)
+  for opened in ("weights", pathlib.Path("weights"), None):
+    with pytest.raises(ValueError, match=r"Pipeline.from_pretrained\(DIR\)"):
+      ovi_jax.Pipeline(opened)
+
+
+def test_scalars_of_numpy_are_numbers():
+  found = settings_lib.Settings.from_overrides(
+    {
+      "num_steps": np.int32(2),
+      "seed": np.int64(3),
+      "guidance_scale": {"audio": np.float32(2)},
+      "negative_prompt": np.str_("dark"),
+    }
+  )
+  assert (found.num_steps, found.seed) == (2, 3)
+  assert found.guidance_scale.audio == 2 and type(found.num_steps) is int
+  assert found.negative_prompt == AV("dark", "dark")
+
+
 def test_unreadable_weights_are_refused(tmp_path):
   with pytest.raises(ValueError, match="convert_torch_weights.py"):
     ovi_jax.Pipeline.from_pretrained(tmp_path / "none")
