@@ -87,7 +87,8 @@ _TAG = re.compile(
 _UNKNOWN_TAG = re.compile(
   r"</?(?:start_?|end_?)?(?:speech|speak|say|voice|dialog(?:ue)?|sound|sfx|music"
   r"|audio(?:_?cap(?:tion)?)?|aud|start|end)/?>|</?s\s[^<>]{1,40}>"
-  r"|</?[se][ _-]?\d{1,3}>|[\[{«](?-i:S|E)[\]}»]|(?:end)?audcap",
+  r"|<(?:audio|sound|sfx|speech)\s[^<>:=]{1,80}>|</?[se][ _-]?\d{1,3}>"
+  r"|[\[{«](?-i:S|E)[\]}»]|(?:end)?audcap",
   re.IGNORECASE,
 )
 _COLON = "[:\ufe55\ufe13\u2236\ua789]"
@@ -108,9 +109,10 @@ _SOUND_WORDS = (
   "|\u30b5\u30a6\u30f3\u30c9|\u30aa\u30fc\u30c7\u30a3\u30aa"
   "|\uc624\ub514\uc624|\uc18c\ub9ac|\uc0ac\uc6b4\ub4dc"
 )
+_ARROW = r"[-=]{1,3}>|>{1,3}|[\u2190-\u21ff\u2794-\u27be]"
 _OTHER_LABEL = re.compile(
   rf"(?<!\w)(?:[*_`#]{{1,6}} ?)?(?:{_SOUND_WORDS})"
-  rf"[*_`]{{0,6}} ?(?:{_COLON}|[=;\uff1b\u2013\u2014]|-(?= ))"
+  rf"[*_`]{{0,6}} ?(?:{_COLON}|{_ARROW}|[=;~\uff1b\u2013\u2014]|-(?= ))"
   r"|\[(?:audio|sounds?|sfx)\]",
   re.IGNORECASE,
 )
@@ -136,10 +138,10 @@ _JSON = re.compile(r"(?:```\w{0,10} ?)?[\[{ ]{1,4}[\"']\w[\w -]{0,40}[\"'] ?:")
 _QUOTES = r"""["')\]\u201d\u2019\u203a\u300d\u300f\u00bb]{0,3}"""
 _ENDS = r".!?\u2026\u203d\u3002\u061f\u06d4\u0964\u0965\u0589\u1362\u104b\u17d4"
 _SENTENCE_END = re.compile(
-  rf"(?:[{_ENDS}]{_QUOTES}|>)[ {_HIDDEN}]{{0,3}}[(\[]?$"
+  rf"(?:[{_ENDS}]{_QUOTES}|>)[ {_HIDDEN}]{{0,3}}[(\[<]?$"
 )
 _PAUSE = re.compile(rf"[{_ENDS},;:\u3001]")
-_BULLET = re.compile(r"(?:[-*\u2022] )?[(\[]?")
+_BULLET = re.compile(r"(?:[-*\u2022] )?[(\[<]?")
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "\u3010": "\u3011"}
 # Curly quotation marks are straight in a cleaned prompt.
 _QUOTATION = {
@@ -543,21 +545,31 @@ def _with_line(reading: _Reading, cleaned: _Cleaned) -> _Reading:
   closing = _BRACKETS.get(head[-1:])
   if closing and closing in part.text[label.end() :]:
     end = part.text.rindex(closing)  # of `(Audio: wind).`
+  text, rest = part.text[label.end() : end], part.text[end:]
+  repair = f"{at} is read as {SOUND_LINE}{_foreign(label[0])}"
+  if head.endswith("<"):  # as in `<Audio: wind>`
+    head, text, misspelt = *_without_angles(head, text), True
+    at = _at(f"<{label[0]}", part.start + label.start() - 1)
+    repair = f"{at} is read as {SOUND_LINE}"
   pieces = (
     dataclasses.replace(part, text=head),
-    Part(
-      tag=SOUND_LINE,
-      text=part.text[label.end() : end],
-      start=part.start + label.end(),
-    ),
-    Part(text=part.text[end:], start=part.start + end),
+    Part(tag=SOUND_LINE, text=text, start=part.start + label.end()),
+    Part(text=rest, start=part.start + end),
   )
-  read_as = f"{at} is read as {SOUND_LINE}{_foreign(label[0])}"
-  repair = (read_as,) if misspelt else ()
   return _Reading(
     parts=(*reading.parts[:i], *(p for p in pieces if p.tag or p.text)),
-    repairs=(*reading.repairs, *repair),
+    repairs=(*reading.repairs, *([repair] if misspelt else [])),
   )
+
+
+def _without_angles(head: str, text: str) -> tuple[str, str]:
+  """What is written before `<Audio:`, and the sound, without `<` and `>`."""
+  while head.endswith("<"):
+    head = head[:-1]
+    inner, closing, tail = text.rpartition(">")
+    if closing and not re.search(r"\w", tail):
+      text = inner.rstrip(" /") + tail.rstrip()
+  return head, text
 
 
 def _labels(part: Part, cleaned: _Cleaned) -> Iterator[re.Match[str]]:
@@ -577,8 +589,8 @@ def _is_enclosed(text: str, label: re.Match[str]) -> bool:
   if opening in _QUOTATION:
     # An apostrophe closes nothing.
     return bool(re.search(rf"{re.escape(_QUOTATION[opening])}(?!\w)", rest))
-  if opening in _BRACKETS:
-    return bool(re.search(r"\w", rest.partition(_BRACKETS[opening])[2]))
+  if closing := (_BRACKETS | {"<": ">"}).get(opening):
+    return bool(re.search(r"\w", rest.partition(closing)[2]))
   return False
 
 

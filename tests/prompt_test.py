@@ -179,6 +179,40 @@ def test_misspelt_tags_are_repaired_and_noted(raw, formatted, count):
 
 
 @pytest.mark.parametrize(
+  "raw",
+  [
+    "A dog. <Audio: wind>",
+    "A dog. <audio: wind />",
+    "A dog. <<Audio: wind>>",
+    "A dog. <Audio: wind",
+    "A dog. \uff1cAudio\uff1awind\uff1e",
+    "A dog. &lt;Audio: wind&gt;",
+    "A dog.\n<Audio: wind>",
+  ],
+)
+def test_a_label_in_angle_brackets_is_repaired_without_them(raw):
+  tagged, notes = prompt.format_for(raw, TAGGED)
+  assert tagged == "A dog. <AUDCAP>wind<ENDAUDCAP>"
+  assert " is read as Audio:" in notes[0]
+  lined, notes = prompt.format_for(raw, LINED)
+  assert lined.replace("Audio:wind", "Audio: wind") == "A dog. Audio: wind"
+  assert " is read as Audio:" in notes[0]
+  assert "".join(text for _, text in prompt.segments(raw)) == raw
+
+
+def test_angle_brackets_that_are_no_label_stay():
+  for raw in (
+    "A dog. Audio: a <hum> and more",
+    "He says <S><Audio: wind><E>. Audio: wind",
+  ):
+    assert prompt.format_for(raw, LINED) == (raw, ())
+  raw = "A dog. <Audio: wind> He smiles."
+  for variant in (TAGGED, LINED):
+    formatted, (note,) = prompt.format_for(raw, variant)
+    assert formatted == raw and "stands in brackets" in note
+
+
+@pytest.mark.parametrize(
   "text, spelt",
   [
     ("a <s>hi</s> b", "a <S>hi<E> b"),
@@ -358,6 +392,8 @@ def test_a_sound_in_lines_of_its_own_has_no_note(raw):
     *("\xc0udio:", "## Audio\n", "**Audio**\n", "AUDIO\n", "# Sound #\n"),
     *("\u97f3\u58f0:", "\u97f3\u9891:", "\u0410\u0443\u0434\u0438\u043e:"),
     *("\u30b5\u30a6\u30f3\u30c9:", "\uc624\ub514\uc624:"),
+    *("Audio ->", "AUDIO=>", "Sound \u2192", "Audio \u279c", "Audio >>"),
+    *("Audio~",),
   ],
 )
 def test_a_sound_under_another_name_is_noted(label, variant):
