@@ -67,6 +67,7 @@ def substitute(start: bytes) -> str:
   Args:
     start: the first bytes of the file, some hundred.
   """
+  start = start.removeprefix(codecs.BOM_UTF8).lstrip()
   if start.startswith(b"version https://git-lfs"):
     size = re.search(rb"size (\d{1,15})\b", start)
     full = f" of {int(size[1]) / 2**30:.1f} GiB" if size else ""
@@ -74,7 +75,7 @@ def substitute(start: bytes) -> str:
       f"a git-lfs pointer to the file{full}; fetch the file itself, for example"
       " with `git lfs pull`"
     )
-  text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+  text = start.lower()
   if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
     return (
       "a web page: the address needs a login or is the page about the file;"

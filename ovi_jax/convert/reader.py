@@ -27,7 +27,8 @@ from ovi_jax.pretrained import tensor_file
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _INDEX = ".index.json"
 _DISTRIBUTED = ".distcp"  # of torch.distributed.checkpoint
-SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..*)")  # the name of a shard
+# The name of a shard, perhaps with the number that browsers add to a copy.
+SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)((?: ?\(\d+\))?\..*)")
 _LISTED = 5  # names in a message
 _START = 4096  # bytes of a tensor, of which one is hardly ever not zero
 
@@ -100,10 +101,16 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 
 def _within(path: pathlib.Path) -> pathlib.Path:
-  """The one index, set of shards or file of weights in a directory."""
+  """The one index, set of shards or file of weights in a directory.
+
+  Safetensors come first where a directory has them and torch files. Hidden
+  files do not count, such as macOS' `._model.safetensors`.
+  """
   if not path.is_dir():
     return path
-  files = sorted(p for p in path.iterdir() if p.is_file())
+  files = sorted(
+    p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")
+  )
   if any(p.suffix == _DISTRIBUTED for p in files):
     raise ValueError(
       f"{path}: expected weights, found a checkpoint that is sharded over"
@@ -117,12 +124,16 @@ def _within(path: pathlib.Path) -> pathlib.Path:
     for weight in weights
     for m in [SHARD.fullmatch(weight.name)]
   }
-  for found in (indices, sets):
+  safetensors = {each for each in sets if each.suffix == _SUFFIXES[0]}
+  for found in (indices, sets, safetensors):
     if len(found) == 1:
       return found.pop()
+  names = sorted(each.name for each in indices or sets)
+  listed = untrusted.printable(", ".join(names[:_LISTED]))
+  more = ", …" if len(names) > _LISTED else ""
   raise ValueError(
-    f"expected one file of weights in {path}, found"
-    f" {len(indices) or len(sets)}; name the file"
+    f"expected one file of weights in {path}, found {len(names) or 'none'}"
+    f"{f' ({listed}{more})' if names else ''}; name the file"
   )
 
 
@@ -177,7 +188,10 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
   try:
     index = untrusted.read_json(path)
   except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise ValueError(
+      f"{path}: expected weights or the index of shards, found other text:"
+      f" {error}"
+    ) from error
   places = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(places, dict) or not places:
     raise ValueError(

@@ -18,6 +18,7 @@ NAMES = {
   JSON: "JSON, such as a config or the index of shards",
 }
 _START = 512  # bytes that are looked at
+_SHOWN = 60  # characters of text in a message
 # First bytes of what is downloaded in place of weights -> what it is.
 _FOREIGN = {
   b"GGUF": "a GGUF file, whose tensors are quantized in blocks; use the"
@@ -65,6 +66,11 @@ def detect(path: storage.AnyPath) -> str:
     return JSON
   if start.startswith(b"\x80"):
     return TORCH
+  if said := _text(text):
+    raise ValueError(
+      f"{path}: expected weights, found text, which begins {said!r}; fetch the"
+      " file itself"
+    )
   if length < 2**32:
     return SAFETENSORS  # a damaged one
   raise ValueError(
@@ -99,6 +105,16 @@ def _read_start(path: storage.AnyPath) -> bytes:
     with path.open("rb") as file:
       return file.read(_START)
   return storage.read_bytes(path, _START)
+
+
+def _text(start: bytes) -> str:
+  """The first line of text; "" if it is none."""
+  try:
+    text = start.decode()
+  except UnicodeDecodeError:
+    return ""
+  first = text.splitlines()[0][:_SHOWN] if text else ""
+  return first if first.isprintable() and "\0" not in text else ""
 
 
 def _foreign(start: bytes) -> str:

@@ -296,7 +296,10 @@ def _header(path: storage.AnyPath, size: int) -> tuple[dict[str, Any], int]:
       raw, max_bytes=HEADER_LIMIT, max_values=_MAX_VALUES
     )
   except ValueError as error:
-    raise ValueError(f"{path}: header is not safetensors: {error}") from error
+    cut = "; it holds zeros, the download is incomplete" if 0 in raw else ""
+    raise ValueError(
+      f"{path}: header is not safetensors: {error}{cut}"
+    ) from error
   if not isinstance(header, dict):
     raise ValueError(f"{path}: expected a header that maps names to tensors")
   return header, 8 + count

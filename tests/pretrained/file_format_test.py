@@ -27,6 +27,8 @@ FOREIGN = [
   (b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X", "what macOS keeps beside"),
   (b"\xfd7zXZ\x00\x00\x04", "an xz archive; unpack it"),
   (b"", "found an empty file"),
+  (b"\xef\xbb\xbf" + POINTER, "found a git-lfs pointer"),
+  (b"Entry not found\nhere", "found text, which begins 'Entry not found'; fe"),
 ]
 SAFETENSORS_ONLY = [
   tensor_file.open_safetensors,
