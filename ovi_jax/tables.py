@@ -42,7 +42,6 @@ _MARKS = (
 _OTHERS = {
   b"PK\x03\x04": "a workbook or another zip file; export the sheet as CSV",
   b"\xd0\xcf\x11\xe0": "a workbook of Excel; export the sheet as CSV",
-  b"version https://git-lfs": "a git-lfs pointer; fetch the file itself",
   b"%PDF": "PDF",
 }
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -105,6 +104,8 @@ def read_table(
       f" expected {' or '.join(_DELIMITERS)}, as workbooks are exported"
     )
   text = _LINE_END.sub("\n", _decode(_read(path), name))
+  if text.lstrip().startswith(('{"', "[{", "[\n")):
+    raise ValueError(f"{name} is JSON; expected a table, with a header")
   if separator := _SEPARATOR_LINE.match(text):
     delimiters = separator[1]
     # The line stays, empty, so that lines are counted as the file has them.
@@ -223,6 +224,8 @@ def _decode(data: bytes, name: str, errors: str = "strict") -> str:
   for start, kind in _OTHERS.items():
     if data.startswith(start):
       raise ValueError(f"{name} is {kind}; expected lines of text")
+  if found := untrusted.substitute(data[:512]):
+    raise ValueError(f"{name} is {found}; expected lines of text")
   encoding = next((e for m, e in _MARKS if data.startswith(m)), "utf-8")
   try:
     text = data.decode(encoding, errors if encoding == "utf-8" else "strict")

@@ -162,6 +162,8 @@ def test_a_cell_that_is_too_long_is_named(tmp_path, content, message):
     (b"PK\x03\x04\xff\0", "is a workbook or another zip file; export"),
     (b"\xd0\xcf\x11\xe0\xff\0", "is a workbook of Excel; export"),
     (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+    (b"<!DOCTYPE html><table>", "is a web page: the address needs a login"),
+    (b'{"text_prompt": "A dog"}\n', "is JSON; expected a table, with a head"),
   ],
 )
 def test_other_files_called_csv_are_named(tmp_path, content, message):

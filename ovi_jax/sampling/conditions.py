@@ -234,16 +234,20 @@ def parse_intervals(text: str) -> tuple[Interval, ...]:
 def parse_seconds(name: str, text: str) -> float | None:
   """A number of seconds in a cell; `None` of an empty one.
 
+  Spreadsheets of many countries write 2.5 as `2,5`.
+
   Raises:
     ValueError: it is no number.
   """
   if not text.strip():
     return None
-  if not re.fullmatch(_NUMBER, text.strip(), re.ASCII):
+  number = re.sub(r"^(\d+),(\d{1,2})$", r"\1.\2", text.strip())
+  if not re.fullmatch(_NUMBER, number, re.ASCII):
     raise ValueError(
-      f"expected {name} in seconds, got {untrusted.printable(text, 40)!r}"
+      f"{name}: expected a number of seconds, got"
+      f" {untrusted.printable(text, 40)!r}"
     )
-  return float(text)
+  return float(number)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

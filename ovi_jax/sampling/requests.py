@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -516,6 +517,8 @@ def _seed(text: str) -> int | None:
   """The seed in a cell; None of an empty one."""
   if not text:
     return None
+  # Programs that have no whole numbers beside empty cells write 7 as 7.0.
+  text = re.sub(r"^(\d+)\.0+$", r"\1", text)
   digits = text.isascii() and text.isdigit() and len(text) <= 20
   if not (digits and int(text) < SEEDS):
     raise ValueError(

@@ -315,7 +315,9 @@ def test_a_table_has_a_column_for_each_condition(folder):
   )
   with pytest.raises(ValueError, match="line 2.: image and video") as error:
     requests.from_file(path)
-  assert "expected keep_audio_until in seconds, got 'x'" in str(error.value)
+  assert "keep_audio_until: expected a number of seconds, got 'x'" in str(
+    error.value
+  )
   with pytest.raises(
     ValueError, match="--video needs --prompt; .* set the column video_"
   ):

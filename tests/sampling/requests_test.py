@@ -184,6 +184,17 @@ def test_a_row_may_have_a_seed(folder):
       requests.from_file(path)
 
 
+def test_numbers_of_spreadsheets_are_read(folder):
+  text = "text_prompt;seed;seconds\nA dog;7.0;2,5\nA cat;;3\n"
+  dog, cat = requests.from_file(_file(folder, text))
+  assert (dog.seed, dog.seconds) == (7, 2.5)
+  assert (cat.seed, cat.seconds) == (None, 3)
+  for wrong in ("2,5,1", "1.000,5", "2s", "00:02"):
+    path = _file(folder, f"text_prompt;seconds\nA dog;{wrong}\n")
+    with pytest.raises(ValueError, match="seconds: expected a number of sec"):
+      requests.from_file(path)
+
+
 SAME_START = "A red fox runs through tall grass beside a quiet river and"
 ROWS = (
   f"{SAME_START} barks,,",

@@ -317,7 +317,9 @@ def test_lengths_have_names_of_their_own_and_that_of_the_weights_has_none(
   found = [requests.expand([row], 1, 0, **size)[0].stem for row in rows]
   assert found[0] == found[1] and len(set(found)) == 3
   path.write_text("text_prompt,seconds\na,x\n")
-  with pytest.raises(ValueError, match="expected seconds in seconds, got 'x'"):
+  with pytest.raises(
+    ValueError, match="seconds: expected a number of seconds, got 'x'"
+  ):
     requests.from_file(path)
   with pytest.raises(
     ValueError, match="--seconds needs --prompt; .* column sec"
