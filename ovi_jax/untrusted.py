@@ -70,7 +70,8 @@ def substitute(start: bytes) -> str:
   start = start.removeprefix(codecs.BOM_UTF8).lstrip()
   if start.startswith(b"version https://git-lfs"):
     size = re.search(rb"size (\d{1,15})\b", start)
-    full = f" of {int(size[1]) / 2**30:.1f} GiB" if size else ""
+    gib = int(size[1]) / 2**30 if size else 0
+    full = f" of {gib:.1f} GiB" if gib >= 0.1 else ""
     return (
       f"a git-lfs pointer to the file{full}; fetch the file itself, for example"
       " with `git lfs pull`"

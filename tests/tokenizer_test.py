@@ -113,7 +113,7 @@ def _without(key):
     ("{", "expected JSON"),
     (
       "version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 16837417",
-      "found a git-lfs pointer to the file of 0.0 GiB; fetch the file itself",
+      "found a git-lfs pointer to the file; fetch the file itself",
     ),
     ("<!DOCTYPE html><html>", "found a web page: the address needs a login"),
     ('{"a": 1}', "does not describe a tokenizer"),

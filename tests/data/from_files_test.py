@@ -334,6 +334,16 @@ def test_a_path_relative_to_the_table_may_differ_in_letter_case(folder):
   assert list(records(folder)) == ["sub/b.MP4"]
 
 
+def test_a_link_in_the_folder_is_one_file_however_a_row_names_it(folder):
+  (folder / "elsewhere.mp4").touch()
+  (folder / "clips/a.mp4").symlink_to(folder / "elsewhere.mp4")
+  for name in ("a.mp4", "clips/a.mp4", "clips\\a.mp4", f"{folder}/clips/a.mp4"):
+    table(folder, (name, "Bars.", ""))
+    found = listing.read(settings(folder))
+    assert [file.name for file in found.files] == ["a.mp4"]
+    assert not found.refusals
+
+
 def test_a_file_elsewhere_may_be_stored_under_another_unicode_form(folder):
   (folder / "clips/a.mp4").touch()
   (folder / "Ba\u0308r.mp4").touch()

@@ -22,7 +22,7 @@ POINTER = (
   b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 23321506\n"
 )
 FOREIGN = [
-  (POINTER, "found a git-lfs pointer to the file of 0.0 GiB; fetch"),
+  (POINTER, "found a git-lfs pointer to the file; fetch the file itself"),
   (b"<!DOCTYPE html>\n<html>Sign in</html>", "found a web page: the address"),
   (b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X", "what macOS keeps beside"),
   (b"\xfd7zXZ\x00\x00\x04", "an xz archive; unpack it"),

@@ -172,11 +172,11 @@ def _match(
     if path is None and not names:
       names = index.find(_within(folder, here, row))
     if path is not None:
-      try:
-        name = path.resolve().relative_to(folder).as_posix()
-      except ValueError:
-        name = str(path)
-      name = files.text_of(name)
+      # A link in the folder, then what is in the folder by another path.
+      places = path.parent.resolve() / path.name, path.resolve()
+      inside = [p for p in places if p.is_relative_to(folder)]
+      relative = inside[0].relative_to(folder).as_posix() if inside else ""
+      name = files.text_of(relative or str(path))
       if name in every:
         path = every[name]
       names = [name]
