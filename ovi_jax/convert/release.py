@@ -251,11 +251,12 @@ def _other_text_encoder(
 ) -> str | None:
   """What a text encoder of the T5 family is that is not the expected UMT5."""
   shapes = tensors.shapes
-  rows, width = (*shapes.get("token_embedding.weight", ()), 0, 0)[:2]
+  rows = (*shapes.get("token_embedding.weight", ()), 0)[0]
+  width = (*shapes.get("norm.weight", ()), 0)[0]
   biases = [name for name in shapes if ".pos_embedding." in name]
   blocks = _blocks(shapes)
   first = "blocks.0.pos_embedding.embedding.weight"
-  is_whole = rows > 0 and "norm.weight" in shapes
+  is_whole = rows > 0 and width > 0
   if any(name.endswith(".DenseReluDense.wi.weight") for name in shapes):
     what = "T5 1.0"
   elif biases == [first] and blocks > 1 and is_whole:

@@ -106,11 +106,12 @@ def split(
   for path, leaf in params.items():
     mine = any(pattern.fullmatch(path) for pattern in patterns)
     (trained if mine else frozen)[path] = leaf
-  if not trained:
-    raise ValueError(f"trainable {chosen!r} matches none of {sorted(params)}")
-  for item in (item.strip() for item in chosen.split(",")):
+  items = [item.strip() for item in chosen.split(",")]
+  for item in items if items != [chosen] or is_patterns(chosen) else ():
     own = compiled(item)
     if not any(p.fullmatch(path) for p in own for path in params):
       what = "'decoder' is for a codec and" if item == DECODER else repr(item)
       raise ValueError(f"trainable: {what} matches no parameter")
+  if not trained:
+    raise ValueError(f"trainable {chosen!r} matches none of {sorted(params)}")
   return trained, frozen
