@@ -391,5 +391,5 @@ def test_a_proxy_that_cannot_be_used_is_one_line(
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
   monkeypatch.setitem(sys.modules, "httpx", None)
-  with pytest.raises(ValueError, match=r"pip install 'ovi_jax\[curate\]'"):
+  with pytest.raises(ValueError, match="pip install httpx"):
     endpoint.check_setup()
