@@ -30,6 +30,9 @@ AnyPath = pathlib.Path | epath.Path
 # Scheme -> package of its driver, and the extra that installs it.
 DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
+# The driver's plain requests, which the tests cover: without this, it asks for
+# the layout of the bucket by gRPC first. Buckets of a zone need "true".
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # Other processes write too: a driver must not answer from an earlier listing.
 for _protocol in ("gs", "gcs", "s3"):
   fsspec_config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
@@ -176,6 +179,27 @@ def check_access(name: epath.Path) -> None:
   # The error names what stays.
   with store_errors(probe):
     probe.unlink()
+
+
+def check_described(name: epath.Path) -> None:
+  """Check that the bucket of a folder can be described.
+
+  Orbax asks Google Cloud Storage for the description of a bucket before it
+  lists checkpoints; the roles for objects alone do not permit that.
+
+  Raises:
+    OSError: it cannot; names the permission.
+  """
+  system, root = file_system(name)
+  bucket = root.partition("/")[0]
+  with store_errors(name):
+    try:
+      system.call("GET", f"b/{bucket}")
+    except OSError as error:
+      raise OSError(
+        f"{error}; checkpoints need the permission storage.buckets.get, which"
+        " roles/storage.legacyBucketReader has"
+      ) from error
 
 
 def check_readable(name: str | os.PathLike[str]) -> None:
