@@ -30,6 +30,8 @@ AnyPath = pathlib.Path | epath.Path
 # Scheme -> package of its driver, and the extra that installs it.
 DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
+# What Google and S3 say of credentials that are signed with another time.
+_WRONG_CLOCK = ("iat and exp", "request time and the current time")
 # The driver's plain requests, which the tests cover: without this, it asks for
 # the layout of the bucket by gRPC first. Buckets of a zone need "true".
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -124,7 +126,8 @@ def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 
   Raises:
     OSError: the bucket does not exist, access is denied, there are no
-      credentials, or the store cannot be reached.
+      credentials, this machine's clock is wrong, or the store cannot be
+      reached.
   """
   if not is_remote(name):
     yield
@@ -134,10 +137,14 @@ def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
   except _driver_errors(name) as error:
     said = untrusted.printable(str(error).strip().replace("\n", " "), 300)
     bucket = "/".join(os.fspath(name).split("/")[:3])
+    advice = (
+      "check that the bucket exists and that these credentials may list, read,"
+      " write and delete in it"
+    )
+    if any(words in said.lower() for words in _WRONG_CLOCK):
+      advice = "the clock of this machine differs from the store's; set it"
     raise OSError(
-      f"{name}: cannot use {bucket} ({type(error).__name__}: {said}); check"
-      " that the bucket exists and that these credentials may list, read, write"
-      " and delete in it"
+      f"{name}: cannot use {bucket} ({type(error).__name__}: {said}); {advice}"
     ) from error
 
 

@@ -204,6 +204,16 @@ def test_a_store_that_cannot_be_read_is_no_damaged_record(
   assert split[1].id == random_records.record(1).id
 
 
+def test_a_dataset_that_vanishes_during_a_run_is_named(bucket, dataset):
+  split = builder.read(upload(dataset, f"{bucket}/data"))
+  assert split[0].id == random_records.record(0).id
+  name, _ = split.data.place(2)
+  storage.path(name).unlink()
+  with pytest.raises(FileNotFoundError, match="nothing in the store") as caught:
+    split[2]
+  assert caught.value.filename == name
+
+
 def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(
   bucket, bucket_endpoint, log_lines
 ):
@@ -290,8 +300,11 @@ def test_initial_weights_that_cannot_be_read_are_not_called_missing():
 @pytest.mark.parametrize(
   "use", [weights_dir.read, builder.read, prompts, write_dataset, logs.Logs]
 )
-def test_a_name_that_cannot_be_a_place_is_one_line(use, name, what):
+def test_a_name_that_cannot_be_a_place_is_one_line(
+  use, name, what, monkeypatch
+):
   if not what:
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda _: None)
     what = r"s3:// needs .* s3fs; .*pip install -e '\.\[s3\]"
     if use in (builder.read, write_dataset):
       what = "expected a dataset on a disk or in gs://"
