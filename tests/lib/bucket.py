@@ -193,7 +193,8 @@ class _Handler(emulator.RequestHandler):
       self._refuse(403, said)
       return
     is_object = not _DESCRIBED.match(self.path)
-    if not is_object and (method != "GET" or bucket in store.undescribed):
+    is_refused = method != "GET" or self._bucket in store.undescribed
+    if not is_object and is_refused:
       self._refuse(403, "the caller does not have storage.buckets access")
       return
     if "/moveTo/" in self.path:  # the emulator has none: gcsfs copies instead
