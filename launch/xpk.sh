@@ -28,4 +28,4 @@ xpk workload create "$@" \
     --config.init_from.audio=$BUCKET/runs/audio \
     --config.mesh.data=$SLICES --config.grad_accum_steps=3 \
     --config.remat=attention --config.checkpoint_every_minutes=30 \
-    --config.preemption_grace_seconds=80"
+    --config.preemption_grace_seconds=80 --config.skip_bad_steps=20"

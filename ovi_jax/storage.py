@@ -30,6 +30,11 @@ AnyPath = pathlib.Path | epath.Path
 # Scheme -> package of its driver, and the extra that installs it.
 DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
+# What Google and S3 say of credentials that are signed with another time.
+_WRONG_CLOCK = ("iat and exp", "request time and the current time")
+# The driver's plain requests, which the tests cover: without this, it asks for
+# the layout of the bucket by gRPC first. Buckets of a zone need "true".
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # Other processes write too: a driver must not answer from an earlier listing.
 for _protocol in ("gs", "gcs", "s3"):
   fsspec_config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
@@ -126,7 +131,8 @@ def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 
   Raises:
     OSError: the bucket does not exist, access is denied, there are no
-      credentials, or the store cannot be reached.
+      credentials, this machine's clock is wrong, or the store cannot be
+      reached.
   """
   if not is_remote(name):
     yield
@@ -136,10 +142,14 @@ def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
   except _driver_errors(name) as error:
     said = untrusted.printable(str(error).strip().replace("\n", " "), 300)
     bucket = "/".join(os.fspath(name).split("/")[:3])
+    advice = (
+      "check that the bucket exists and that these credentials may list, read,"
+      " write and delete in it"
+    )
+    if any(words in said.lower() for words in _WRONG_CLOCK):
+      advice = "the clock of this machine differs from the store's; set it"
     raise OSError(
-      f"{name}: cannot use {bucket} ({type(error).__name__}: {said}); check"
-      " that the bucket exists and that these credentials may list, read, write"
-      " and delete in it"
+      f"{name}: cannot use {bucket} ({type(error).__name__}: {said}); {advice}"
     ) from error
 
 
@@ -181,6 +191,27 @@ def check_access(name: epath.Path) -> None:
   # The error names what stays.
   with store_errors(probe):
     probe.unlink()
+
+
+def check_described(name: epath.Path) -> None:
+  """Check that the bucket of a folder can be described.
+
+  Orbax asks Google Cloud Storage for the description of a bucket before it
+  lists checkpoints; the roles for objects alone do not permit that.
+
+  Raises:
+    OSError: it cannot; names the permission.
+  """
+  system, root = file_system(name)
+  bucket = root.partition("/")[0]
+  with store_errors(name):
+    try:
+      system.call("GET", f"b/{bucket}")
+    except OSError as error:
+      raise OSError(
+        f"{error}; checkpoints need the permission storage.buckets.get, which"
+        " roles/storage.legacyBucketReader has"
+      ) from error
 
 
 def check_readable(name: str | os.PathLike[str]) -> None:

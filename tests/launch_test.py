@@ -1,13 +1,17 @@
 """The files of launch/: schemas, shell, flags, and what they have in common."""
 
+import fnmatch
 import functools
 import importlib
+import importlib.util
+import json
 import pathlib
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -24,9 +28,11 @@ MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
 SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 KUBERNETES = "1.32"
 MIN_GRACE_SECONDS = 20
-# Facts about JobSet's fields, jobset.x-k8s.io/v1alpha2.
+# Facts about JobSet's fields, jobset.x-k8s.io/v1alpha2, from its CRD.
 JOBSET = {"replicatedJobs", "failurePolicy", "network", "successPolicy"}
 FAILURE_POLICY = {"maxRestarts", "restartStrategy", "rules"}
+RULE = {"name", "action", "onJobFailureReasons", "targetReplicatedJobs"}
+RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
 REASONS = {"BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy"}
 PROGRAMS = {"ovi-train": "train", "ovi-sample": "sample", "python": "curate"}
@@ -70,6 +76,8 @@ def check_policy(spec):
   assert policy["maxRestarts"] > 0
   assert policy["restartStrategy"] == "BlockingRecreate"
   for rule in policy["rules"]:
+    assert {"name", "action"} <= set(rule) <= RULE
+    assert RULE_NAME.fullmatch(rule["name"])
     assert rule["action"] in ACTIONS
     assert set(rule["onJobFailureReasons"]) <= REASONS
 
@@ -180,25 +188,128 @@ def test_shell_files_are_valid_and_name_flags_that_exist(path):
   check_command(words)
 
 
-def test_the_image_has_existing_files_and_extras_and_no_root(monkeypatch):
-  given = {}
-  monkeypatch.setattr(
-    setuptools, "setup", lambda **values: given.update(values)
-  )
-  runpy.run_path(str(ROOT / "setup.py"))
+@pytest.fixture(scope="module")
+def project():
+  """What setup.py says of the package."""
+  return setup_of(ROOT)
+
+
+def setup_of(folder: pathlib.Path) -> dict[str, Any]:
+  """The arguments of `setuptools.setup` in a folder's setup.py."""
+  given: dict[str, Any] = {}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    patch.setattr(setuptools, "setup", lambda **values: given.update(values))
+    runpy.run_path(str(folder / "setup.py"))
+  return given
+
+
+def image_steps() -> list[list[str]]:
+  """The instructions of the Dockerfile, each as words."""
   text = (LAUNCH / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+  lines = [x.split() for x in text.splitlines() if not x.startswith("#")]
+  return [words for words in lines if words]
+
+
+def sent_to_the_builder(path: str) -> bool:
+  """Whether .dockerignore lets a path through; the last match decides."""
+  sent = True
+  for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines():
+    pattern = line.strip()
+    if pattern and not pattern.startswith("#"):
+      name = pattern.removeprefix("!")
+      parts = [path, *map(str, pathlib.PurePosixPath(path).parents)]
+      anywhere = name.removeprefix("**/") if name.startswith("**/") else None
+      if any(
+        fnmatch.fnmatch(pathlib.PurePosixPath(p).name, anywhere)
+        if anywhere
+        else fnmatch.fnmatch(p, name)
+        for p in parts
+        if p != "."
+      ):
+        sent = pattern.startswith("!")
+  return sent
+
+
+def test_the_image_has_all_files_of_the_package(project, tmp_path):
+  copied = [words[1:] for words in image_steps() if words[0] == "COPY"]
+  for *sources, target in copied:
+    for name in sources:
+      assert (ROOT / name).exists() and sent_to_the_builder(name), name
+      place = tmp_path / target
+      place = place / name if target == "./" else place
+      place.symlink_to(ROOT / name)
+  assert sent_to_the_builder("ovi_jax/models/shapes.json")
+  assert not sent_to_the_builder("ovi_jax/models/__pycache__/a.pyc")
+  assert not sent_to_the_builder("tests/conftest.py")
+  inside = setup_of(tmp_path)
+  assert inside["packages"] == project["packages"]
+  assert inside["long_description"] == project["long_description"]
+  for folder in ("ovi_jax", "configs"):
+    assert (tmp_path / folder).is_dir()
+  text = (LAUNCH / "Dockerfile").read_text("utf-8")
   for extras in re.findall(r"EXTRAS=([\w,]+)", text):
-    assert set(extras.split(",")) <= set(given["extras_require"]), extras
-  lines = [line.split() for line in text.splitlines() if line.strip()]
-  steps = [words for words in lines if words[0].isupper()]
-  for words in steps:
-    if words[0] == "COPY":
-      assert all((ROOT / name).exists() for name in words[1:-1]), words
+    assert set(extras.split(",")) <= set(project["extras_require"]), extras
+  for constraints in re.findall(r"CONSTRAINTS=(\S+)", text):
+    assert (tmp_path / constraints).exists()
+
+
+def test_the_dockerfile_follows_the_usual_rules():
+  """Those of hadolint that apply to these instructions."""
+  steps = image_steps()
   names = [words[0] for words in steps]
-  assert names[0] == "FROM" and ":" in steps[0][1]
+  assert set(names) <= {
+    *("ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER"),
+    "WORKDIR",
+  }
+  assert names[0] == "FROM"
+  assert ":" in steps[0][1] and not steps[0][1].endswith(":latest")
   assert steps[names.index("USER")][1] == "1000"
-  assert 'ENTRYPOINT ["tini", "--"]' in text
-  assert "--constraint" in text
+  assert names.index("USER") > max(i for i, n in enumerate(names) if n == "RUN")
+  assert steps[names.index("WORKDIR")][1].startswith("/")
+  for words in steps:
+    text = " ".join(words)
+    if words[0] in ("ENTRYPOINT", "CMD"):
+      assert json.loads(text.partition(" ")[2])  # no shell, which eats signals
+    for name in re.findall(r"\$\{?(\w+)", text):
+      assert ["ARG", name] in [[w[0], w[1].partition("=")[0]] for w in steps]
+    if "apt-get install" in text:
+      assert re.search(r"apt-get update .*--yes --no-install-rec", text)
+      assert text.index("install") < text.index("rm -rf /var/lib/apt/lists/")
+    if "pip install" in text:
+      assert "--no-cache-dir" in text and "--constraint" in text
+
+
+def test_programs_that_are_started_exist_in_the_image(project):
+  steps = image_steps()
+  (installed,) = [
+    re.findall(r"recommends (.*?) &&", " ".join(w))[0].split()
+    for w in steps
+    if "apt-get" in w
+  ]
+  scripts = {
+    e.split(" = ")[0] for e in project["entry_points"]["console_scripts"]
+  }
+  commands = [
+    [*container(job)["command"], *container(job)["args"]]
+    for path in MANIFESTS
+    for job in jobs(path)
+  ]
+  commands += [
+    [*json.loads(" ".join(entry[1:])), *json.loads(" ".join(words[1:]))]
+    for entry in steps
+    for words in steps
+    if entry[0] == "ENTRYPOINT" and words[0] == "CMD"
+  ]
+  for first, dashes, program, *words in commands:
+    assert [first, dashes] == ["tini", "--"] and first in installed
+    if program == "python":
+      assert words[0] == "-m" and importlib.util.find_spec(words[1])
+    else:
+      assert program in scripts
+  for path in SHELL:
+    for program in re.findall(r"\bovi-[a-z]+(?= --)", path.read_text("utf-8")):
+      assert program in scripts
 
 
 def test_workflow_jobs_call_targets_of_the_makefile():

@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+import google.auth.exceptions
 import pytest
 
 from ovi_jax import storage
@@ -76,6 +77,26 @@ def test_a_bucket_that_cannot_be_used_is_one_line(name):
     OSError, match=f"cannot use gs://{name} .* may "
   ) as caught:
     storage.check_access(storage.path(f"gs://{name}/run"))
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("said", "advice"),
+  [
+    (
+      "invalid_grant: Invalid JWT: Token must be a short-lived token.\nCheck"
+      " your iat and exp values in the JWT claim.",
+      "the clock of this machine differs from the store's; set it",
+    ),
+    ("invalid_grant: account not found", "check that the bucket exists"),
+  ],
+)
+def test_credentials_that_are_refused_are_one_line(said, advice):
+  with (
+    pytest.raises(OSError, match=f"cannot use gs://b .*; {advice}") as caught,
+    storage.store_errors("gs://b/run"),
+  ):
+    raise google.auth.exceptions.RefreshError(said, {"error": "invalid_grant"})
   assert "\n" not in str(caught.value)
 
 

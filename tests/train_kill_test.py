@@ -77,6 +77,7 @@ def test_a_killed_stage_resumes_to_the_same_state(
   code, said = train_runs.run(words)
   assert code == 0, said
   assert f"continuing from the checkpoint of step {HALF}" in said
+  assert "leaked" not in said  # shared memory and semaphores of the workers
   train_runs.assert_same(tmp_path / "run", tmp_path / "alone")
 
   # On two devices sums are taken in another order.

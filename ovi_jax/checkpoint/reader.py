@@ -16,6 +16,7 @@ neither imported nor allocated.
 """
 
 import base64
+import concurrent.futures
 import dataclasses
 import json
 import re
@@ -40,6 +41,7 @@ META_FILE = "metadata"
 FORMAT = 1
 _STEP = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 _MAX_AXES = 32
+_THREADS = 16  # requests at once
 # Errors that Orbax raises for invalid metadata.
 _UNREADABLE = (
   AttributeError,
@@ -118,8 +120,12 @@ def steps(directory: epath.PathLike) -> list[int]:
       found = list(path.iterdir())
   except (FileNotFoundError, NotADirectoryError):
     return []
-  complete = [p for p in found if is_step(p.name) and is_complete(p)]
-  return sorted((int(p.name) for p in complete), reverse=True)
+  named = [p for p in found if is_step(p.name)]
+  # A store is asked for the marker of each.
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    complete = pool.map(is_complete, named)
+    kept = [int(p.name) for p, is_kept in zip(named, complete) if is_kept]
+  return sorted(kept, reverse=True)
 
 
 def is_complete(path: epath.Path) -> bool:

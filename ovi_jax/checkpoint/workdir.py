@@ -54,11 +54,12 @@ def locate(name: epath.PathLike) -> epath.Path:
 
   Raises:
     ValueError: the name is no path or URL that can be used, see `storage.path`.
-    OSError: its bucket cannot be listed, read or written.
+    OSError: its bucket cannot be listed, read, written or described.
   """
   path = _path(name)
   if storage.is_remote(path):
     storage.check_access(path)
+    storage.check_described(path)
   elif path.exists() and not path.is_dir():
     raise ValueError(f"workdir: expected a directory, {path} is a file")
   return path

@@ -420,7 +420,6 @@ def _check_files(
   is_local = isinstance(path, pathlib.Path)
   listed = files.regular_sizes(path) if is_local else storage.sizes(path)
   for name, size in sorted(sizes.items()):
-    file = path / name
     try:
       if "/" in name:
         raise ValueError(
@@ -437,9 +436,9 @@ def _check_files(
       problems.append(f"{path / untrusted.printable(name)} {what}")
     else:
       if got != size:
-        problems.append(f"{file}: expected {size} bytes, got {got}")
-      elif name in digests and shards.digest(file) != digests[name]:
-        problems.append(f"{file} is damaged: its sha256 is another")
+        problems.append(f"{path / name}: expected {size} bytes, got {got}")
+      elif name in digests and shards.digest(path / name) != digests[name]:
+        problems.append(f"{path / name} is damaged: its sha256 is another")
   if lacking := {_INFO, _FEATURES} - set(sizes):
     problems.append(f"{METADATA} does not list {sorted(lacking)}")
   if problems:

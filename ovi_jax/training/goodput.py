@@ -31,6 +31,11 @@ CATEGORIES = (INIT, COMPILE, DATA_WAIT, CHECKPOINT, EVALUATION, LOST, TRAIN)
 _PREFIX = "goodput"
 
 
+def _total(line: Mapping[str, Any]) -> float:
+  """All seconds that a log line counts."""
+  return sum(line.get(f"{_PREFIX}/{name}", 0.0) for name in CATEGORIES)
+
+
 class Timer:
   """Measures the categories of one process."""
 
@@ -63,7 +68,8 @@ class Timer:
     known = [line for line in lines if f"{_PREFIX}/{TRAIN}" in line]
     if not known:
       return
-    last = max(known, key=lambda line: line["time"])
+    # Totals only grow; the clocks of hosts may differ.
+    last = max(known, key=_total)
     for name in CATEGORIES:
       self._before[name] = float(last.get(f"{_PREFIX}/{name}", 0.0))
     if last["step"] <= step:

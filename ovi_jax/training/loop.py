@@ -5,6 +5,7 @@ the next step computes. Bad steps (`bad_steps`) make no update, so a state is
 always finite; the loop logs them and ends the run if there are too many.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from ovi_jax import console
 from ovi_jax import flops
+from ovi_jax import storage
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.data import record_ids
 from ovi_jax.data import schema
@@ -643,20 +645,38 @@ class CheckpointClock:
 
 
 class Profiler:
-  """Traces the steps given by `Intervals.profile_steps`."""
+  """Traces the steps given by `Intervals.profile_steps`.
+
+  For a run in an object store a trace is written to a local folder and
+  uploaded when it ends.
+  """
 
   def __init__(self, context: TrainContext):
     self._steps = range(*context.intervals.profile_steps)
     self._directory, self._on = f"{context.directory}/trace", False
+    self._spool = contextlib.ExitStack()
 
   def at(self, number: int) -> None:
     """Start or stop the trace before step `number`."""
     wanted = number in self._steps
     if wanted and not self._on:
-      jax.profiler.start_trace(self._directory)
+      self._folder = self._directory
+      if storage.is_remote(self._directory):
+        self._folder = self._spool.enter_context(storage.spool())
+      jax.profiler.start_trace(self._folder)
     elif self._on and not wanted:
       jax.profiler.stop_trace()
+      self._upload()
     self._on = wanted
+
+  def _upload(self) -> None:
+    if isinstance(self._folder, str):
+      return
+    with self._spool:
+      try:
+        storage.upload_folder(self._folder, self._directory)
+      except OSError as error:
+        _log.warning("the profiler trace is lost: %s", error)
 
   def end(self) -> None:
     """Stop the trace if one is running."""

@@ -7,6 +7,7 @@ mesh axes data and fsdp.
 from typing import Any
 
 import jax
+import numpy as np
 
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
@@ -95,17 +96,30 @@ def check_batch(
 
 def batch(host: schema.Batch, mesh: jax.sharding.Mesh) -> schema.Batch:
   """Place this process's rows of a batch on its devices, without `ids`."""
-  sharding = sharding_rules.batch_sharding(mesh)
-
   placed: dict[int, jax.Array] = {}
 
   def place(array: Any) -> jax.Array:
     # Towers share their text; it is transferred once.
     if id(array) not in placed:
-      _, parts = distributed.data_shard(mesh)
-      whole = (len(array) * parts, *array.shape[1:])
-      made = jax.make_array_from_process_local_data(sharding, array, whole)
-      placed[id(array)] = made
+      placed[id(array)] = _place_rows(array, mesh)
     return placed[id(array)]
 
   return jax.tree.map(place, host._replace(ids=None))
+
+
+def id_words(host: schema.Batch, mesh: jax.sharding.Mesh) -> jax.Array:
+  """Place the ids of a batch, whose 64 bits devices do not have.
+
+  Returns:
+    uint32 [B, 2], the upper and the lower half of each id.
+  """
+  ids_B = np.asarray(host.ids, np.int64)
+  return _place_rows(np.stack([ids_B >> 32, ids_B], -1).astype(np.uint32), mesh)
+
+
+def _place_rows(array: Any, mesh: jax.sharding.Mesh) -> jax.Array:
+  """Place this process's rows of an array on its devices."""
+  _, parts = distributed.data_shard(mesh)
+  whole = (len(array) * parts, *array.shape[1:])
+  sharding = sharding_rules.batch_sharding(mesh)
+  return jax.make_array_from_process_local_data(sharding, array, whole)

@@ -115,3 +115,11 @@ def test_a_directory_may_be_in_a_bucket(bucket, bucket_endpoint):
     workdir.check_config(run, changed(nothing=1), FREE)
   with pytest.raises(OSError, match="cannot use gs://forbidden"):
     workdir.locate("gs://forbidden/run")
+
+
+def test_a_bucket_that_may_not_be_described_is_refused(bucket, bucket_endpoint):
+  """Orbax would end with a stack trace."""
+  bucket_endpoint.store.undescribed.add(bucket.removeprefix("gs://"))
+  with pytest.raises(OSError, match=r"need the .* storage\.buckets\.get") as e:
+    workdir.locate(f"{bucket}/run")
+  assert "\n" not in str(e.value)

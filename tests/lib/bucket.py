@@ -4,6 +4,11 @@ The emulator runs in a thread of the test. Each `Endpoint` is a port of the
 same store: programs that get different ones share the buckets, and what each
 reads and writes is counted separately. An endpoint can hold requests back
 (`hold_uploads`), and a bucket can refuse access (`Store.forbidden`).
+
+Programs have the permissions of the roles that docs/how_to/pods.md gives them:
+`roles/storage.objectAdmin` for objects, and `roles/storage.legacyBucketReader`
+to describe a bucket, unless it is in `Store.undescribed`. No bucket may be
+created.
 """
 
 import collections
@@ -16,6 +21,7 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 
 from gcp_storage_emulator import exceptions
@@ -26,6 +32,7 @@ from gcp_storage_emulator.handlers import buckets
 logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 FORBIDDEN = "forbidden"  # a bucket that exists and answers 403
 _BUCKET = re.compile(r"^(?:/(?:upload|download))?(?:/storage/v1)?/b/([-.\w]+)")
+_DESCRIBED = re.compile(r"^(?:/storage/v1)?/b(?:/[-.\w]+)?/?(?:\?.*)?$")
 
 
 class Store:
@@ -33,11 +40,13 @@ class Store:
 
   Attributes:
     forbidden: buckets that refuse access.
+    undescribed: buckets that refuse the permission `storage.buckets.get`.
   """
 
   def __init__(self):
     self.storage = storage.Storage(use_memory_fs=True)
     self.forbidden: set[str] = {FORBIDDEN}
+    self.undescribed: set[str] = set()
     self.lock = threading.Lock()  # the emulator's storage has none
     self.create(FORBIDDEN)
 
@@ -45,6 +54,25 @@ class Store:
     """Create a bucket, whose name has three letters or more; its URL."""
     buckets.create_bucket(bucket, self.storage)
     return f"gs://{bucket}"
+
+  @contextlib.contextmanager
+  def empty_objects(self, folder: str, names: Iterable[str]) -> Iterator[None]:
+    """Add empty objects to a folder that has one; removed with the block.
+
+    The emulator writes the descriptions of all objects at each upload.
+    """
+    bucket, _, prefix = folder.removeprefix("gs://").partition("/")
+    before = self.storage.objects[bucket]
+    other = next(o for n, o in before.items() if n.startswith(f"{prefix}/"))
+    added = {
+      name: {**other, "name": name, "size": "0"}
+      for name in (f"{prefix}/{each}" for each in names)
+    }
+    with self.lock:
+      self.storage.objects[bucket] = before | added
+    yield
+    with self.lock:
+      self.storage.objects[bucket] = before
 
   def names(self, bucket: str, prefix: str = "") -> list[str]:
     """Names of the objects in a bucket."""
@@ -163,6 +191,11 @@ class _Handler(emulator.RequestHandler):
         f"the caller does not have storage.objects access to {self._bucket}"
       )
       self._refuse(403, said)
+      return
+    is_object = not _DESCRIBED.match(self.path)
+    is_refused = method != "GET" or self._bucket in store.undescribed
+    if not is_object and is_refused:
+      self._refuse(403, "the caller does not have storage.buckets access")
       return
     if "/moveTo/" in self.path:  # the emulator has none: gcsfs copies instead
       self._refuse(400, "moveTo is not supported")

@@ -80,6 +80,11 @@ def test_a_run_is_exported_to_a_store(run, weights, bucket, tmp_path):
     assert content == (tmp_path / "out" / name).read_bytes(), name
   with pytest.raises(ValueError, match="holds weights already"):
     export.export(run, f"{bucket}/out", weights)
+  storage.upload_folder(run, f"{bucket}/run")
+  export.export(f"{bucket}/run", f"{bucket}/again", weights)
+  name = weights_dir.component_file(tmp_path / "out", "fusion").name
+  content = storage.read_bytes(f"{bucket}/again/{name}", 1 << 30)
+  assert content == (tmp_path / "out" / name).read_bytes()
 
 
 def test_sizes_round_trip():

@@ -48,6 +48,12 @@ def test_repeated_steps_count_as_lost(clock):
   assert found["init"] == 5
 
 
+def test_a_host_whose_clock_is_behind_continues_the_newest_totals(clock):
+  timer = goodput.Timer()
+  timer.resume([line(10, 9e9, 10.0), line(20, 7.0, 21.0)], 20)
+  assert timer.seconds()["train"] == 21 and timer.seconds()["lost"] == 0
+
+
 def test_a_resume_from_the_last_logged_step_loses_nothing(clock):
   timer = goodput.Timer()
   timer.resume([line(10, 9.0, 10.0)], 12)

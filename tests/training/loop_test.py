@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ovi_jax import flops
+from ovi_jax import storage
 from ovi_jax.checkpoint import manager
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import bad_steps
@@ -259,6 +260,18 @@ def test_step_times_exclude_evaluation_and_checkpoints(monkeypatch):
   assert window.loss == 1
   # A line takes half a second, which is the following step's.
   assert written == [2, (3 + 3 + 0.5) / 2, 4]
+
+
+def test_a_trace_of_a_run_in_a_store_is_uploaded(bucket):
+  context = types.SimpleNamespace(
+    intervals=loop.Intervals(profile_steps=(1, 2)), directory=f"{bucket}/run"
+  )
+  profiler = loop.Profiler(context)
+  for number in range(3):
+    profiler.at(number)
+  profiler.end()
+  system, root = storage.file_system(f"{bucket}/run/trace")
+  assert any(name.endswith(".xplane.pb") for name in system.find(root))
 
 
 def test_more_bad_steps_than_allowed_end_the_run(tmp_path, log_lines):

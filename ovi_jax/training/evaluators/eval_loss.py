@@ -2,10 +2,10 @@
 
 The held-out loss uses fixed noise and fixed timesteps (the centers of equal
 bins of [0, 1]), so that values are comparable between steps; random timesteps
-within a bin would add variance. Noise is a function of the seed, the index of
-the example in the held-out set and the timestep: batch size and devices do not
-change it. There is no prompt dropout and there are no conditioning latents.
-Float32 around a model of any compute dtype; sums over batches are float64.
+within a bin would add variance. Noise is a function of the seed, the record's
+id and the timestep: batch size, devices and damaged records do not change it.
+There is no prompt dropout and there are no conditioning latents. Float32 around
+a model of any compute dtype; sums over batches are float64.
 """
 
 import dataclasses
@@ -61,12 +61,10 @@ class LossSums(NamedTuple):
   Attributes:
     loss: of each modality, summed over its records; [levels].
     records: that have the modality.
-    following: place of the next batch's first record.
   """
 
   loss: AV[jax.Array]
   records: AV[jax.Array]
-  following: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,8 +75,8 @@ class HeldOutLoss:
     model: the denoiser.
     mesh: the devices.
     batches: begins a pass over the held-out records: batches on the devices,
-      always in the same order; rows of lengths 0 stand for no record. Every
-      process must get as many.
+      with the words of their ids (`state_sharding.id_words`); rows of lengths 0
+      stand for no record. Every process must get as many.
     null_SE: embedding of the empty prompt.
     num_timestep_bins: of noise, in the middle of as many equal parts of [0, 1];
       each has a loss of its own.
@@ -155,22 +153,21 @@ class HeldOutLoss:
         records[name] += int(getattr(found.records, name))
 
     whole = sharding_rules.replicated(self.mesh)
-    place, null_SE = jax.device_put((np.int32(0), self.null_SE), whole)
+    null_SE = jax.device_put(self.null_SE, whole)
     last: LossSums | None = None
     for batch in self.batches():
       made = self._program(
         model=self.model,
         levels=self.num_timestep_bins,
         params=params,
-        batch=batch._replace(ids=None),
+        batch=batch,
         null_SE=null_SE,
         seed=np.uint32(self.seed),
-        place=place,
       )
       # One batch is read while the next computes, and no more wait in line.
       if last is not None:
         add(last)
-      last, place = made, made.following
+      last = made
     if last is not None:
       add(last)
     return losses, records
@@ -183,7 +180,6 @@ def loss_sums(
   batch: schema.Batch,
   null_SE: jax.Array,
   seed: jax.Array,
-  place: jax.Array,
 ) -> LossSums:
   """Losses of a batch at each level of noise.
 
@@ -191,22 +187,17 @@ def loss_sums(
     model: the denoiser.
     levels: of noise.
     params: the denoiser's parameters.
-    batch: rows of lengths 0 do not count.
+    batch: rows of lengths 0 do not count; `ids` are words [B, 2].
     null_SE: embedding of the empty prompt.
     seed: of the noise.
-    place: of the first record in the held-out set.
   """
-  lengths = batch.lengths.present()
-  there_B = functools.reduce(jnp.logical_or, [x > 0 for x in lengths.values()])
-  there_B = there_B.astype(jnp.int32)
-  # Rows that stand for no record take no place: sizes of batches are free.
-  places_B = place + jnp.cumsum(there_B) - there_B
 
   def one(level: jax.Array) -> AV[jax.Array]:
     sample = _noise_sample(
-      seed, level, (level + 0.5) / levels, places_B, batch.latents
+      seed, level, (level + 0.5) / levels, batch.ids, batch.latents
     )
-    losses = flow_matching.losses(model, params, batch, sample, null_SE)
+    rows = batch._replace(ids=None)
+    losses = flow_matching.losses(model, params, rows, sample, null_SE)
     return jax.tree.map(
       lambda x, length_B: jnp.where(length_B > 0, x, 0.0).sum(),
       losses,
@@ -216,7 +207,6 @@ def loss_sums(
   return LossSums(
     loss=jax.lax.map(one, jnp.arange(levels)),
     records=jax.tree.map(lambda x: (x > 0).sum(), batch.lengths),
-    following=place + there_B.sum(),
   )
 
 
@@ -224,26 +214,25 @@ def _noise_sample(
   seed: jax.Array,
   level: jax.Array,
   sigma: jax.Array,
-  places_B: jax.Array,
+  ids_B2: jax.Array,
   latents: AV[jax.Array],
 ) -> flow_matching.NoiseSample:
   """One level for all; each record's own noise."""
 
-  def noise(place: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
+  def noise(words: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
     key = jax.random.key(seed)
-    for number in (place, level, AV._fields.index(name)):
+    for number in (*words, level, AV._fields.index(name)):
       key = jax.random.fold_in(key, number)
     return jax.random.normal(key, shape)
 
   present = latents.present()
-  never_B = jnp.zeros(places_B.shape, bool)
+  count = len(ids_B2)
+  never_B = jnp.zeros(count, bool)
   return flow_matching.NoiseSample(
-    sigma=AV(**{n: jnp.full(places_B.shape, sigma) for n in present}),
+    sigma=AV(**{n: jnp.full(count, sigma) for n in present}),
     noise=AV(
       **{
-        n: jax.vmap(functools.partial(noise, name=n, shape=x.shape[1:]))(
-          places_B
-        )
+        n: jax.vmap(functools.partial(noise, name=n, shape=x.shape[1:]))(ids_B2)
         for n, x in present.items()
       }
     ),

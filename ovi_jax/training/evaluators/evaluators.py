@@ -88,7 +88,9 @@ class Evaluators:
     def batches() -> Iterator[schema.Batch]:
       shard = distributed.data_shard(mesh)
       each = records.batches(self.batch_size, *shard, damaged=damaged)
-      return (encoder(batch, mesh) for batch in each)
+      for batch in each:
+        words = state_sharding.id_words(batch, mesh)
+        yield encoder(batch, mesh)._replace(ids=words)
 
     model = context.step_config.objective.model
     held_out_loss = eval_loss.HeldOutLoss(

@@ -45,13 +45,18 @@ def blank(batch: schema.Batch, rows: int) -> schema.Batch:
   )
 
 
+def placed(batch: schema.Batch, mesh) -> schema.Batch:
+  words = state_sharding.id_words(batch, mesh)
+  return state_sharding.batch(batch, mesh)._replace(ids=words)
+
+
 def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
   """What judges records in batches of `size` and some blank rows."""
   made, _ = (alone if len(towers) == 1 else small_step.step_config)()
 
   def batches():
     for batch in records(size, towers):
-      yield state_sharding.batch(blank(batch, rows), mesh)
+      yield placed(blank(batch, rows), mesh)
 
   given = {
     "model": made.objective.model,
@@ -126,22 +131,35 @@ def test_eight_devices_equal_one(losses):
   same(made(small_step.step_config()[1]), losses)
 
 
+def sums(judge, batch):
+  """What a batch adds."""
+  return judge._program(
+    model=judge.model,
+    levels=2,
+    params=small_step.step_config()[1].params(),
+    batch=placed(batch, ONE),
+    null_SE=jax.device_put(small_step.NULL, sharding_rules.replicated(ONE)),
+    seed=np.uint32(0),
+  )
+
+
+def test_a_record_that_is_left_out_does_not_change_the_noise_of_others(twos):
+  both = records(2)[1]
+  first, second = jax.tree.map(np.copy, (both, both))
+  for kept, row in ((first, 1), (second, 0)):
+    kept.ids[row] = -1
+    for lengths_B in kept.lengths:
+      lengths_B[row] = 0
+  parts = [sums(twos, each).loss for each in (first, second)]
+  for whole, *alone in zip(sums(twos, both).loss, *parts):
+    np.testing.assert_allclose(sum(alone), whole, rtol=1e-5)
+
+
 def test_records_that_lack_a_modality_do_not_count(twos, losses):
   """Means by hand: every record beside a row that stands for none."""
-  _, state = small_step.step_config()
-  whole = sharding_rules.replicated(ONE)
   summed, counts = [], []
-  for place, alone in enumerate(records(1)):
-    made = twos._program(
-      model=twos.model,
-      levels=2,
-      params=state.params(),
-      batch=state_sharding.batch(blank(alone, 1), ONE),
-      null_SE=jax.device_put(small_step.NULL, whole),
-      seed=np.uint32(0),
-      place=jax.device_put(np.int32(place), whole),
-    )
-    assert int(made.following) == place + 1
+  for alone in records(1):
+    made = sums(twos, blank(alone, 1))
     summed.append(np.stack(made.loss))
     counts.append([int(x) for x in made.records])
   assert np.transpose(counts).tolist() == [
@@ -160,19 +178,28 @@ def test_records_that_lack_a_modality_do_not_count(twos, losses):
 def test_noise_differs_where_it_should():
   latents = AV(np.zeros((3, 2, 2, 2, 4)), np.zeros((3, 50, 4)))
 
-  @jax.jit
-  def drawn(seed, level, places):
-    given = jnp.float32(0.25), jnp.array(places), latents
+  def drawn(seed, level, ids, source=0):
+    words = [[source << 8, number] for number in ids]  # 40 - 32
+    given = jnp.float32(0.25), jnp.array(words, "u4"), latents
     return eval_loss._noise_sample(jnp.uint32(seed), level, *given)
 
   first, moved = drawn(0, 0, [0, 1, 2]), drawn(0, 0, [1, 2, 3])
   np.testing.assert_array_equal(first.noise.audio[1:], moved.noise.audio[:2])
-  for other in (moved, drawn(1, 0, [0, 1, 2]), drawn(0, 1, [0, 1, 2])):
+  others = drawn(1, 0, [0, 1, 2]), drawn(0, 1, [0, 1, 2])
+  for other in (moved, *others, drawn(0, 0, [0, 1, 2], source=1)):
     for ours, noise in zip(other.noise, first.noise):
       assert abs(np.corrcoef(ours[0].ravel(), noise[0].ravel())[0, 1]) < 0.5
   assert abs(first.noise.audio.std() - 1) < 0.1
   assert (first.sigma.video == 0.25).all()
   assert not first.dropped.video.any() and first.given == AV()
+
+
+def test_ids_are_placed_as_two_words():
+  ids_B = np.array([3 << 40 | 5, -1], np.int64)
+  batch = blank(records(1)[0], 1)._replace(ids=ids_B)
+  words = state_sharding.id_words(batch, ONE)
+  ones = 2**32 - 1
+  np.testing.assert_array_equal(words, [[3 << 8, 5], [ones, ones]])
 
 
 def test_timestep_bins_are_evaluated_at_their_centers():
@@ -183,10 +210,8 @@ def test_timestep_bins_are_evaluated_at_their_centers():
       jax.debug.callback(lambda t: asked.append(float(t)), t_BT.audio[0, 0])
       return jax.tree.map(jnp.zeros_like, x)
 
-  batch = records(6)[0]._replace(ids=None)
-  made = eval_loss.loss_sums(
-    Spy(), 4, {}, batch, small_step.NULL, np.uint32(0), np.int32(0)
-  )
+  batch = placed(records(6)[0], ONE)
+  made = eval_loss.loss_sums(Spy(), 4, {}, batch, small_step.NULL, np.uint32(0))
   # Without a prediction the loss is the mean of (noise - data)², about 2.
   np.testing.assert_allclose(made.loss.video / 4, [2] * 4, atol=0.2)
   assert sorted(asked) == [125, 375, 625, 875]
