@@ -50,6 +50,6 @@ def test_missing_files_are_named(weights):
   assert "--weights=aesthetic=FILE+FILE" in clip_vision.aesthetic("").missing
   for given in (weights[0], f"{weights[0]}+absent.pth"):
     with pytest.raises(
-      ValueError, match="--weights=aesthetic: expected a file"
+      ValueError, match="--weights=aesthetic: no such file"
     ):
       clip_vision.aesthetic(given)

@@ -125,7 +125,7 @@ def test_the_weights_of_the_package_are_read():
 
 
 def test_files_that_are_no_encoder_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="--weights=voice: expected a file"):
+  with pytest.raises(ValueError, match="--weights=voice: no such file"):
     voice.voice(str(tmp_path / "absent.pt"))
   (tmp_path / "page.pt").write_text("<html>")
   with pytest.raises(ValueError, match="page.pt"):

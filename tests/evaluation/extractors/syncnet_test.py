@@ -37,7 +37,7 @@ def weights(tmp_path):
 def test_without_weights_the_advice_is_one_line():
   missing = syncnet.syncnet("", WHOLE).missing
   assert missing == "needs SyncNet's weights: --weights=syncnet=FILE"
-  with pytest.raises(ValueError, match="--weights=syncnet: expected a file"):
+  with pytest.raises(ValueError, match="--weights=syncnet: no such file"):
     syncnet.syncnet("absent.model", WHOLE)
 
 
