@@ -42,6 +42,10 @@ class Models:
   def texts(self, texts):
     return {text: np.zeros((1, 2), np.float32) for text in texts}
 
+  def restricted(self, components):
+    del components
+    return self
+
   def sample(self, noise, positives, negative, settings, given, on_step):
     del negative, given
     self.batches.append(len(positives))

@@ -14,6 +14,7 @@ from ovi_jax.sampling import outputs
 from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 from tests.lib import fake_sampling
 
 BALL = "A red ball bounces."
@@ -179,13 +180,13 @@ def clip(tmp_path, count=25, side=32) -> str:
 def test_what_cannot_be_made_is_refused_in_one_line(
   make, tmp_path, arguments, message
 ):
-  limits = engines.Limits(file_bytes=4 << 20, pixels=100_000, seconds=1.0)
+  limits = requests.Limits(file_bytes=4 << 20, pixels=100_000, seconds=1.0)
   engine, _ = make(limits=limits)
   arguments = {"prompt": BALL} | arguments
   given = arguments.get("given", {})
   if "CLIP" in given.values():
     arguments["given"] = dict.fromkeys(given, clip(tmp_path, 50))
-  with pytest.raises(engines.RequestError, match=message) as raised:
+  with pytest.raises(requests.RequestError, match=message) as raised:
     engine.submit(**arguments)
   said = str(raised.value)
   assert "\n" not in said and str(tmp_path) not in said and "/no" not in said
@@ -208,12 +209,12 @@ def test_messages_lose_paths_and_no_words(pipe, tmp_path, monkeypatch, folder):
     (f"{weights}/vae/a.json: damaged", "vae/a.json: damaged"),
     (f"weights in {weights} have no tower", "weights in … have no tower"),
   ):
-    assert engine.public_message(ValueError(said)) == (shown or said)
+    assert engine.planner.public_message(ValueError(said)) == (shown or said)
   store.close()
 
 
 def test_only_so_many_clips_wait(make):
-  engine, _ = make(limits=engines.Limits(queued=1))
+  engine, _ = make(limits=requests.Limits(queued=1))
   engine.submit(BALL)
   with pytest.raises(engines.QueueFullError, match="1 clips wait already"):
     engine.submit(BALL)

@@ -17,6 +17,7 @@ from ovi_jax.media import mp4
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import guard
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 from ovi_jax.studio import schema
 from ovi_jax.studio import service
 from tests.lib import fake_sampling
@@ -30,7 +31,7 @@ QUICK = {"prompt": BALL, "num_steps": 2}
 def engine(tmp_path_factory):
   pipeline, _ = fake_sampling.pipeline()
   store = jobs.JobStore(tmp_path_factory.mktemp("out"))
-  limits = engines.Limits(file_bytes=1 << 20)
+  limits = requests.Limits(file_bytes=1 << 20)
   with engines.Engine(pipeline, store, limits=limits) as found:
     yield found
   store.close()
