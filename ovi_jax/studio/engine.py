@@ -289,7 +289,29 @@ class Engine:
       jobs.UnknownJobError: there is none of this id.
       requests.RequestError: as `submit`, like all other errors.
     """
-    request, folder = self.store.get(id).request, self.store.given_folder(id)
+    request = self.store.get(id).request
+    return self.repeat(
+      request, self.store.given_folder(id), prompt=prompt, **settings
+    )
+
+  def repeat(
+    self,
+    request: jobs.ClipRequest,
+    folder: pathlib.Path,
+    prompt: str | None = None,
+    **settings: Any,
+  ) -> jobs.Job:
+    """Queue a request once more, with changes.
+
+    Args:
+      request: as it was accepted.
+      folder: of its given files, which are copied.
+      prompt: see `again`.
+      **settings: see `again`.
+
+    Raises:
+      requests.RequestError: as `submit`, like all other errors.
+    """
     given = {
       name: folder / value if name in requests.FILES else value
       for name, value in request.given.items()
