@@ -122,8 +122,8 @@ class Functions:
       self.cancel,
       self.again,
       self.list_clips,
-      self.events,
-      self.attention,
+      self.find_events,
+      self.draw_attention,
     )
 
   def about(self, _: Any = None) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class Functions:
     request, folder = repeats.request_of(self.engine.store, clip)
     return _job(self.engine.repeat(request, folder, seed=asked.get("seed")))
 
-  def events(self, name: Any) -> dict[str, Any]:
+  def find_events(self, name: Any) -> dict[str, Any]:
     """Seconds at which something happens in the picture and the sound."""
     clip = self.gallery.find(_a_text(name, 1000))
     if self._events.get(clip.name, ("",))[0] != clip.version:
@@ -246,7 +246,7 @@ class Functions:
       self._events[clip.name] = clip.version, found
     return dict(self._events[clip.name][1].present())
 
-  def attention(self, name: Any) -> dict[str, Any]:
+  def draw_attention(self, name: Any) -> dict[str, Any]:
     """Where the clip with its attention maps is; draws them first."""
     clip = self.gallery.find(_a_text(name, 1000))
     maps.film(self.engine, clip)
