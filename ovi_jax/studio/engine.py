@@ -35,6 +35,7 @@ from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.studio import adapters as adapters_lib
 from ovi_jax.studio import jobs
+from ovi_jax.studio import progress as progress_lib
 from ovi_jax.studio import requests
 
 _log = logging.getLogger(__name__)
@@ -77,46 +78,6 @@ class Pipeline(Protocol):
   def preview(
     self, progress: denoise.Progress, row: int
   ) -> previews.Preview: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Pace:
-  """Seconds that the latest batch took: before its steps, for each, after."""
-
-  before: float
-  step: float
-  after: float
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Live:
-  """What is known of a running job besides its row."""
-
-  num_steps: int
-  started: float
-  step: int = 0
-  first_step_at: float = 0.0
-  last_step_at: float = 0.0
-  preview: previews.Preview | None = None
-
-  def pace(self) -> float | None:
-    """Seconds a step, without the first, which may compile the program."""
-    if self.step < 2:
-      return None
-    return (self.last_step_at - self.first_step_at) / (self.step - 1)
-
-  def seconds_left(self, latest: _Pace | None) -> float | None:
-    """Estimated time until the clip is written; `None` if unknown."""
-    step = self.pace() or (latest and latest.step)
-    if step is None:
-      return None
-    left = (self.num_steps - self.step) * step
-    if latest is not None:
-      left += latest.after
-      if not self.step:
-        elapsed = time.monotonic() - self.started
-        left += max(0.0, latest.before - elapsed)
-    return left
 
 
 # A function of the pipeline, and who waits for its result.
@@ -186,10 +147,10 @@ class Engine:
     # Guards what follows; notified of every change of a job.
     self._changed = threading.Condition()
     self._version = 0
-    self._live: dict[str, _Live] = {}
+    self._live: dict[str, progress_lib.Live] = {}
     self._watched: set[str] = set()
     self._cancelled: set[str] = set()
-    self._pace: _Pace | None = None
+    self._pace: progress_lib.Pace | None = None
     self._calls: collections.deque[_Call] = collections.deque()
     # Of the thread: jobs that are taken no more, whether their end is stored or
     # not.
@@ -565,7 +526,7 @@ class Engine:
     """Make the clips of jobs, with what is known of them while they run."""
     with self._changed:
       for job in taken:
-        self._live[job.id] = _Live(
+        self._live[job.id] = progress_lib.Live(
           num_steps=job.num_steps, started=time.monotonic()
         )
     self._notify()
@@ -767,7 +728,7 @@ class Engine:
     with self._changed:
       live = self._live[planned.id]
       if step := live.pace():
-        self._pace = _Pace(
+        self._pace = progress_lib.Pace(
           before=max(0.0, live.first_step_at - live.started - step),
           step=step,
           after=now - live.last_step_at,

@@ -6,6 +6,7 @@ the sound are where sounds begin (`evaluation.onsets`).
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ def find(path: pathlib.Path) -> AV[list[float]]:
       f"events are found in clips of at most {MAX_SECONDS:g} s, this one has"
       f" {seconds:.0f}"
     )
-  video = audio = None
+  video: Any = None
+  audio: Any = None
   if facts.has_video:
     frames = decode.frames(
       path, 0.0, max(1, round(seconds * geometry.FPS)), _small

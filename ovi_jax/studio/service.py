@@ -396,7 +396,8 @@ def _preview(engine: engines.Engine, id: str) -> responses.Response:
   if preview is None:
     raise _RequestError(409, "there is no preview yet; ask again")
   if preview.frames is None:
-    data = wav.encode(preview.audio, preview.sample_rate)
+    wave_A: Any = preview.audio
+    data = wav.encode(wave_A, preview.sample_rate)
   else:
     with storage.spool() as folder:
       path = folder / "preview.mp4"

@@ -206,9 +206,10 @@ class Page:
     node = self.call("DOM.querySelector", nodeId=root, selector=selector)
     self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
 
-  def screenshot(self, path: pathlib.Path) -> None:
-    found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-    path.write_bytes(base64.b64decode(found["data"]))
+  def picture(self, whole: bool = False) -> bytes:
+    """A PNG of what the window shows, or of the whole page."""
+    found = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+    return base64.b64decode(found["data"])
 
   def fill(self, selector: str, text: str) -> None:
     """Replace the text of a field."""
