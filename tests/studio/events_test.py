@@ -37,9 +37,10 @@ def test_events_of_an_example_are_found(number, expected):
 
 
 def test_clips_of_one_modality_have_the_events_of_it(tmp_path):
-  clicks_A = np.zeros(32_000, np.float32)
-  clicks_A[8000:8400] = clicks_A[24_000:24_400] = 0.5
-  wav.write(tmp_path / "a.wav", clicks_A)
+  beeps_A = np.zeros(32_000, np.float32)
+  for start in (8000, 24_000):
+    beeps_A[start : start + 1600] = 0.5 * np.sin(np.arange(1600) / 5)
+  wav.write(tmp_path / "a.wav", beeps_A)
   found = events.find(tmp_path / "a.wav")
   assert found.video is None
   np.testing.assert_allclose(found.audio, [0.5, 1.5], atol=0.02)

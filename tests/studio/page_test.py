@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 
 import fastapi
@@ -341,7 +342,7 @@ def test_events_are_found_once_for_each_version_of_a_clip(
   for _ in range(2):
     assert functions.find_events("clip.mp4") == {"audio": [0.5]}
   assert called == ["clip.mp4"]
-  add_clip(tmp_path, "clip", {"prompt": "Another, longer prompt."})
+  os.utime(tmp_path / "clip.json", (1.0, 1.0))
   functions.find_events("clip.mp4")
   assert len(called) == 2
   for strange in (None, 3, "../clip.mp4", {"a": 1}):
