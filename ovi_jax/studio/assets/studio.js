@@ -226,20 +226,25 @@ function trimmer(name, label, media) {
   const [start, end] = handles;
   const said = make("div", { className: "soft small span" });
   const row = make("div", { className: "trim", dataset: { name } }, ...handles);
-  const show = () => {
+  // The last step of the end is the end of the file, which may lie between two.
+  const span = () => {
     const length = Number(end.max);
-    row.style.setProperty("--from", start.value / length);
-    row.style.setProperty("--to", end.value / length);
-    said.textContent = `${Number(start.value).toFixed(2)} to ${
-      Number(end.value).toFixed(2)} of ${length.toFixed(2)} s`;
+    const last = Number(end.value);
+    return [Number(start.value), last > length - Number(end.step) ? length : last, length];
+  };
+  const show = () => {
+    const [from, to, length] = span();
+    row.style.setProperty("--from", from / length);
+    row.style.setProperty("--to", to / length);
+    said.textContent = `${from.toFixed(2)} to ${to.toFixed(2)} of ${length.toFixed(2)} s`;
   };
   const moved = (handle) => {
     const least = 0.25;
     if (handle === start) start.value = Math.min(start.value, end.value - least);
     else end.value = Math.max(end.value, Number(start.value) + least);
-    const span = [Number(start.value), Number(end.value)];
-    if (span[0] <= 0 && span[1] >= Number(end.max)) delete state.trims[name];
-    else state.trims[name] = span;
+    const [from, to, length] = span();
+    if (from <= 0 && to >= length) delete state.trims[name];
+    else state.trims[name] = [from, to];
     media.currentTime = Number(handle.value);
     show();
   };
