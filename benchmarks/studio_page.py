@@ -166,6 +166,7 @@ def still(page: browsers.Page, path: pathlib.Path) -> None:
   """A picture of the whole page, once all of it is drawn."""
   page.run("document.querySelector('#video-a').pause()")
   page.run("document.querySelector('#video-a').currentTime = 1.5")
+  page.run("document.querySelector('.go').style.position = 'static'")
   page.run("window.scrollTo(0, 0)")
   page.run(
     "Promise.all([...document.querySelectorAll('.thumbs video')].map((v) => {"
