@@ -225,10 +225,11 @@ def test_a_clip_is_continued(nodes, comfy, served, monkeypatch):
 
   node = nodes["OviVideo"]()
   module = type(node).make.__globals__
-  monkeypatch.setitem(module, "_wait", lambda client, found: found)
-  monkeypatch.setattr(module["io"], "BytesIO", lambda found: found)
+  answer = lambda _, found: json.dumps(found).encode()  # noqa: E731
+  monkeypatch.setitem(module, "_wait", answer)
   wanted = defaults(node) | {"url": address, "seconds": 1.0}
-  (found,) = node.make(**wanted, extend=Video())
+  (video,) = node.make(**wanted, extend=Video())
+  found = json.loads(video.getvalue())
   request = engine.get(found["id"]).request
   assert (request.given, request.seconds) == ({"extend": "extend"}, 1.0)
   engine.cancel(found["id"])

@@ -38,8 +38,10 @@ def test_events_of_an_example_are_found(number, expected):
 
 def test_clips_of_one_modality_have_the_events_of_it(tmp_path):
   beeps_A = np.zeros(32_000, np.float32)
+  place_A = np.arange(1600)
   for start in (8000, 24_000):
-    beeps_A[start : start + 1600] = 0.5 * np.sin(np.arange(1600) / 5)
+    beep_A = 0.5 * np.sin(place_A / 5) * np.exp(-place_A / 300)
+    beeps_A[start : start + 1600] = beep_A
   wav.write(tmp_path / "a.wav", beeps_A)
   found = events.find(tmp_path / "a.wav")
   assert found.video is None
