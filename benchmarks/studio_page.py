@@ -146,7 +146,7 @@ def film(page: browsers.Page, path: pathlib.Path) -> None:
     for start in range(0, len(text), _TYPED):
       page.type(text[start : start + _TYPED])
       movie.add(_SOON)
-  page.wait("document.querySelector('#marks .sound')")
+  page.wait("!!document.querySelector('#marks .sound')")
   movie.add(_HOLD // 2)
   make(page, movie)
   play(page, movie, 3.0)
