@@ -176,7 +176,7 @@ def still(page: browsers.Page, path: pathlib.Path) -> None:
   )
   page.run("new Promise((done) => setTimeout(done, 1000))")
   data = io.BytesIO(page.picture(whole=True))
-  Image.open(data).convert("RGB").quantize(256, dither=0).save(
+  Image.open(data).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
     path, optimize=True
   )
 

@@ -1,5 +1,7 @@
 """Jobs over the data axis of several devices equal those of one."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -26,7 +28,8 @@ def made(folder, devices: int, batch_size: int):
     jax.devices()[:devices],
     "cpu",
   )
-  pipeline, sizes = pipelines.Pipeline(components), []
+  pipeline: Any = pipelines.Pipeline(components)
+  sizes: list[int] = []
   generate = pipeline.generate
 
   def counted(clips, *rest, **named):
