@@ -156,6 +156,7 @@ def film(page: browsers.Page, path: pathlib.Path) -> None:
     " === 'true' && document.querySelector('#video-a').readyState >= 3",
     SECONDS,
   )
+  page.run("window.scrollTo(0, 0)")
   play(page, movie, 3.0)
   movie.add(_HOLD)
   page.click("#attention")
