@@ -104,7 +104,14 @@ ALLOWED = {
     WORLD,
   },
   "study": set(),
-  "studio": {"lora", "pretrained", "sampling", "sharding", WORLD},
+  "studio": {
+    "evaluation",
+    "lora",
+    "pretrained",
+    "sampling",
+    "sharding",
+    WORLD,
+  },
 }
 # The same within curation; those that are files, by name. All see the contract.
 CONTRACT = {"clip", "stage"}

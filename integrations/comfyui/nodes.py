@@ -1,4 +1,4 @@
-"""The nodes: a clip from a prompt and given media, and LoRAs for it.
+"""The nodes: a clip, or sound alone, from a prompt and given media; LoRAs.
 
 IMAGE is float [B, H, W, C] in [0, 1], AUDIO a dict of `waveform` [B, C, A] and
 `sample_rate`, VIDEO one of ComfyUI's video objects.
@@ -19,6 +19,13 @@ URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "OVI_STUDIO_API_KEY"
 POLL = 0.25  # seconds
 RECOMMENDED = "0 or -1 is what the weights recommend."
+_SECONDS = {
+  "default": 0.0,
+  "min": 0.0,
+  "max": 300.0,
+  "step": 0.1,
+  "tooltip": "Length, or what follows `extend`; 0 is what the weights make.",
+}
 
 
 class OviVideo:
@@ -73,6 +80,12 @@ class OviVideo:
         "last_image": ("IMAGE",),
         "video": ("VIDEO", {"tooltip": "Is given a new sound."}),
         "audio": ("AUDIO", {"tooltip": "Is given a picture."}),
+        "extend": ("VIDEO", {"tooltip": "Is continued."}),
+        "seconds": ("FLOAT", _SECONDS),
+        "generate": (
+          ["both", "video"],
+          {"default": "both", "tooltip": "Video with sound, or silent."},
+        ),
         "keep": (
           "STRING",
           {"default": "", "tooltip": "Seconds that stay, such as 0-2,4-5."},
@@ -96,6 +109,9 @@ class OviVideo:
     last_image: Any = None,
     video: Any = None,
     audio: Any = None,
+    extend: Any = None,
+    seconds: float = 0.0,
+    generate: str = "both",
     keep: str = "",
     negative_prompt: str = "",
     lora: str = "",
@@ -108,6 +124,8 @@ class OviVideo:
       "num_steps": str(num_steps or ""),
       "guidance_scale[video]": _chosen(video_guidance),
       "guidance_scale[audio]": _chosen(audio_guidance),
+      "seconds": _length(seconds),
+      "generate": generate,
       "keep": keep.strip(),
       "negative_prompt": negative_prompt.strip(),
       "lora": lora,
@@ -117,18 +135,63 @@ class OviVideo:
       "last_image": last_image is not None and png(last_image),
       "video": video is not None and mp4(video),
       "audio": audio is not None and wav(audio),
+      "extend": extend is not None and mp4(extend),
     }
-    client = clients.Client(url, os.environ.get(KEY_VARIABLE, ""))
-    data = _wait(
-      client,
-      client.create(
-        {name: value for name, value in fields.items() if value},
-        {name: value for name, value in given.items() if value},
-      ),
-    )
+    data = _made(url, fields, given)
     from comfy_api.latest import InputImpl
 
     return (InputImpl.VideoFromFile(io.BytesIO(data)),)
+
+
+class OviSound:
+  """Makes sound alone."""
+
+  CATEGORY = "audio/ovi"
+  FUNCTION = "make"
+  RETURN_TYPES = ("AUDIO",)
+  RETURN_NAMES = ("audio",)
+  DESCRIPTION = "Speech and sound from a prompt, through the ovi_jax service."
+
+  @classmethod
+  def INPUT_TYPES(cls) -> dict[str, Any]:
+    inputs = OviVideo.INPUT_TYPES()
+    required = ("prompt", "seed", "num_steps", "audio_guidance", "url")
+    optional = ("audio", "seconds", "keep", "negative_prompt", "lora")
+    return {
+      "required": {name: inputs["required"][name] for name in required},
+      "optional": {
+        **{name: inputs["optional"][name] for name in optional},
+        "audio": ("AUDIO", {"tooltip": "Is continued or filled, see keep."}),
+      },
+    }
+
+  def make(
+    self,
+    prompt: str,
+    seed: int,
+    num_steps: int,
+    audio_guidance: float,
+    url: str,
+    audio: Any = None,
+    seconds: float = 0.0,
+    keep: str = "",
+    negative_prompt: str = "",
+    lora: str = "",
+  ) -> tuple[Any]:
+    """Ask the service for sound and wait for it."""
+    fields = {
+      "prompt": prompt,
+      "seed": str(seed),
+      "generate": "audio",
+      "num_steps": str(num_steps or ""),
+      "guidance_scale[audio]": _chosen(audio_guidance),
+      "seconds": _length(seconds),
+      "keep": keep.strip(),
+      "negative_prompt": negative_prompt.strip(),
+      "lora": lora,
+    }
+    given = {"audio": audio is not None and wav(audio)}
+    return (from_wav(_made(url, fields, given)),)
 
 
 class OviLora:
@@ -157,6 +220,20 @@ class OviLora:
 
 def _chosen(guidance: float) -> str:
   return "" if guidance < 0 else f"{guidance:g}"
+
+
+def _length(seconds: float) -> str:
+  return f"{seconds:g}" if seconds > 0 else ""
+
+
+def _made(url: str, fields: dict[str, str], given: dict[str, Any]) -> bytes:
+  """The file of a clip that the service makes; empty fields are left out."""
+  client = clients.Client(url, os.environ.get(KEY_VARIABLE, ""))
+  asked = client.create(
+    {name: value for name, value in fields.items() if value},
+    {name: value for name, value in given.items() if value},
+  )
+  return _wait(client, asked)
 
 
 def _wait(client: clients.Client, found: dict[str, Any]) -> bytes:
@@ -208,6 +285,22 @@ def wav(audio: Any) -> bytes:
   return buffer.getvalue()
 
 
+def from_wav(data: bytes) -> dict[str, Any]:
+  """The AUDIO of a 16-bit WAV."""
+  import numpy as np
+  import torch
+
+  with wave.open(io.BytesIO(data)) as file:
+    channels, rate = file.getnchannels(), file.getframerate()
+    samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+  wave_CA = (samples.reshape(-1, channels).T / 32768).astype(np.float32)
+  # A copy: torch does not take read-only memory.
+  return {
+    "waveform": torch.from_numpy(wave_CA.copy())[None],
+    "sample_rate": rate,
+  }
+
+
 def mp4(video: Any) -> bytes:
   """A VIDEO as mp4."""
   with tempfile.TemporaryDirectory() as folder:
@@ -216,8 +309,13 @@ def mp4(video: Any) -> bytes:
     return path.read_bytes()
 
 
-NODE_CLASS_MAPPINGS = {"OviVideo": OviVideo, "OviLora": OviLora}
+NODE_CLASS_MAPPINGS = {
+  "OviVideo": OviVideo,
+  "OviSound": OviSound,
+  "OviLora": OviLora,
+}
 NODE_DISPLAY_NAME_MAPPINGS = {
   "OviVideo": "Ovi video with sound",
+  "OviSound": "Ovi sound",
   "OviLora": "Ovi LoRA",
 }

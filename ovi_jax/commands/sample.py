@@ -65,7 +65,10 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("last_image", "", "Last frame, for --prompt.")
   flags.DEFINE_string(
-    "video", "", "Video file: its picture is kept, a sound is generated."
+    "video",
+    "",
+    "Video file: its picture is kept, a sound is generated. FILE#t=START,END"
+    " uses a part of it, as of --audio and --extend.",
   )
   flags.DEFINE_string(
     "audio", "", "Sound file: it is kept, a video is generated."

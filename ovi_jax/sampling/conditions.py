@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -43,12 +44,17 @@ TOLERANCE = 0.1
 MIN_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # of a clip of another length
 MIN_SECONDS = (MIN_FRAMES - 1) / geometry.FPS  # that are asked for
 FILES = ("last_image", "video", "audio", "extend")
+TRIMMED = ("video", "audio", "extend")  # files of which a part may be used
 MAX_INTERVALS = 100
 # Longest file that is extended: its sound is held in memory.
 MAX_EXTENDED_SECONDS = 3600.0
 _MIN_ENCODED = 16  # audio latents encoded at once
 _STATIC_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # encoded of a last image
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
+# A part of a file, as W3C's Media Fragments name it.
+_FRAGMENT = re.compile(
+  rf"(.*)#t=({_NUMBER})?(?:,({_NUMBER}))?", re.ASCII | re.DOTALL
+)
 _INTERVAL = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*", re.ASCII)
 _EPSILON = 1e-6  # seconds
 _LIMIT = 10**6  # seconds
@@ -69,6 +75,8 @@ class Conditions:
     keep: intervals in seconds in which `video` and its sound, or `audio`, are
       given; empty for all of the picture of `video` and all of `audio`.
     keep_audio_until: seconds up to which the sound of `video` is given, too.
+    spans: names of `TRIMMED` and the part of the file that is used; all times
+      of what is given count from its start.
   """
 
   last_image: storage.AnyPath | None = None
@@ -77,6 +85,11 @@ class Conditions:
   extend: storage.AnyPath | None = None
   keep: tuple[Interval, ...] = ()
   keep_audio_until: float | None = None
+  spans: tuple[tuple[str, Interval], ...] = ()
+
+  def span(self, name: str) -> Interval:
+    """The part of a file that is used, in its seconds."""
+    return dict(self.spans).get(name, ANY)
 
   @property
   def files(self) -> dict[str, storage.AnyPath]:
@@ -158,6 +171,8 @@ class Conditions:
       name: {"path": str(path), "sha256": digest(path)}
       for name, path in self.files.items()
     }
+    for name, (start, end) in self.spans:
+      found[name]["seconds"] = [start, end if end < _LIMIT else None]
     if self.keep:
       found["keep"] = [list(interval) for interval in self.keep]
     if self.keep_audio_until is not None:
@@ -165,18 +180,50 @@ class Conditions:
     return found
 
 
-def intervals(value: Any) -> tuple[Interval, ...]:
+def split_span(
+  path: str | os.PathLike[str],
+) -> tuple[str | os.PathLike[str], Interval]:
+  """A file and the part of it that is used, from FILE#t=START,END.
+
+  Seconds, as in W3C's Media Fragments; START or END may be left out.
+
+  Raises:
+    ValueError: the part is empty.
+  """
+  match = _FRAGMENT.fullmatch(os.fspath(path))
+  if match is None:
+    return path, ANY
+  start, end = float(match[2] or 0), float(match[3] or math.inf)
+  if start >= end or match[2] is match[3] is None:
+    raise ValueError(
+      "expected a part FILE#t=START,END in seconds, START before END, got"
+      f" {untrusted.printable(os.fspath(path)[len(match[1]) :], 40)!r}"
+    )
+  return match[1], (start, end)
+
+
+def with_span(path: str | os.PathLike[str], span: Sequence[float]) -> str:
+  """A file and the part of it that is used, as `split_span` reads it."""
+  start, end = (f"{x:.6f}".rstrip("0").rstrip(".") for x in span)
+  return f"{os.fspath(path)}#t={start},{end}"
+
+
+def intervals(value: Any, name: str = "keep") -> tuple[Interval, ...]:
   """Intervals from a text, see `parse_intervals`, or pairs of seconds.
+
+  Args:
+    value: the text, or pairs.
+    name: of the field, for errors.
 
   Raises:
     ValueError: it is something else.
   """
   if isinstance(value, str):
-    return parse_intervals(value)
+    return parse_intervals(value, name)
   if not isinstance(value, (Sequence, np.ndarray)):
     value = [value]
   if len(value) > MAX_INTERVALS:
-    raise ValueError(f"keep: at most {MAX_INTERVALS} intervals, got more")
+    raise ValueError(f"{name}: at most {MAX_INTERVALS} intervals, got more")
   found = []
   for pair in value:
     is_pair = isinstance(pair, (Sequence, np.ndarray)) and len(pair) == 2
@@ -185,8 +232,8 @@ def intervals(value: Any) -> tuple[Interval, ...]:
       is_pair and all(map(_is_number, pair)) and 0 <= pair[0] < pair[1] < _LIMIT
     ):
       raise ValueError(
-        "keep: expected a text such as '0-2,4-5', or pairs of seconds such as"
-        f" [(0, 2), (4, 5)], got {untrusted.printable(repr(pair), 40)} in it"
+        f"{name}: expected a text such as '0-2,4-5', or pairs of seconds such"
+        f" as [(0, 2), (4, 5)], got {untrusted.printable(repr(pair), 40)} in it"
       )
     found.append((float(pair[0]), float(pair[1])))
   return tuple(found)
@@ -210,8 +257,12 @@ def _is_number(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def parse_intervals(text: str) -> tuple[Interval, ...]:
+def parse_intervals(text: str, name: str = "keep") -> tuple[Interval, ...]:
   """Intervals such as "0-2,4.5-5", in seconds.
+
+  Args:
+    text: the intervals.
+    name: of the field, for errors.
 
   Raises:
     ValueError: it is something else.
@@ -222,12 +273,12 @@ def parse_intervals(text: str) -> tuple[Interval, ...]:
     match = _INTERVAL.fullmatch(part)
     if match is None or float(match[1]) >= float(match[2]):
       raise ValueError(
-        "keep: expected intervals of seconds such as 0-2,4-5, got"
+        f"{name}: expected intervals of seconds such as 0-2,4-5, got"
         f" {untrusted.printable(part, 40)!r}"
       )
     found.append((float(match[1]), float(match[2])))
   if len(parts) > MAX_INTERVALS:
-    raise ValueError(f"keep: at most {MAX_INTERVALS} intervals, got more")
+    raise ValueError(f"{name}: at most {MAX_INTERVALS} intervals, got more")
   return tuple(found)
 
 
@@ -256,9 +307,11 @@ class Found:
 
   Attributes:
     size: rows and columns of the video's upright frames; `None` without one.
-    seconds: length of the shortest given file; `None` without media.
+    seconds: length of the shortest used part of the given files; `None` without
+      media.
     sound: where the sound track of the file whose sound is given begins and
-      ends, in seconds; ends at 0 without one, and is `ANY` without such a file.
+      ends, in seconds of the part; ends at 0 without one, and is `ANY` without
+      such a file.
     notes: to show the user.
   """
 
@@ -290,9 +343,11 @@ def inspect(conditions: Conditions) -> Found:
         )
       geometry.check_aspect(facts.height, facts.width)
       size = facts.height, facts.width
-      lengths.append(probe.seconds(path, "video"))
+      span = conditions.span(name)
+      lengths.append(_used(probe.seconds(path, "video"), span))
       if conditions.uses_video_sound:
-        sound = probe.span(path, "audio") if facts.has_audio else (0.0, 0.0)
+        track = probe.span(path, "audio") if facts.has_audio else (0.0, 0.0)
+        sound = _track(track, span)
     if not sound[1]:
       if conditions.keep_audio_until is not None:
         raise ValueError(
@@ -309,14 +364,30 @@ def inspect(conditions: Conditions) -> Found:
     with _opened("audio", conditions.audio) as path:
       if not probe.read(path, video=False).has_audio:
         raise containers.DamagedError("it has no sound track")
-      sound = probe.span(path, "audio")
-      lengths.append(sound[1])
+      track, span = probe.span(path, "audio"), conditions.span("audio")
+      lengths.append(_used(track[1], span))
+      sound = _track(track, span)
   return Found(
     size=size,
     seconds=min(lengths, default=None),
     sound=sound,
     notes=tuple(notes),
   )
+
+
+def _used(seconds: float, span: Interval) -> float:
+  """Length of the used part of a file."""
+  if span[0] >= seconds:
+    raise ValueError(
+      f"the part begins at {span[0]:g} s, the file lasts {seconds:.2f} s"
+    )
+  return min(seconds, span[1]) - span[0]
+
+
+def _track(track: Interval, span: Interval) -> Interval:
+  """Where a sound track begins and ends in the used part of its file."""
+  begin, end = track[0] - span[0], min(track[1], span[1]) - span[0]
+  return (max(0.0, begin), end) if end > 0 else (0.0, 0.0)
 
 
 @contextlib.contextmanager
@@ -493,12 +564,14 @@ class Extended:
   """The end of an extended file, with which a clip begins.
 
   Attributes:
-    frames: of the file, at 24 a second.
+    frames: of the used part of the file, at 24 a second.
     latent_frames: that are given, at the beginning of the clip.
+    offset: seconds of the file at which the part begins.
   """
 
   frames: int
   latent_frames: int
+  offset: float = 0.0
 
   @property
   def overlap(self) -> int:
@@ -507,7 +580,7 @@ class Extended:
 
   @property
   def start(self) -> float:
-    """Seconds of the file at which the clip begins."""
+    """Seconds of the used part at which the clip begins."""
     return (self.frames - self.overlap) / geometry.FPS
 
   @property
@@ -534,12 +607,15 @@ class Extended:
     return pair
 
 
-def extended(seconds: float, latent_frames: int) -> Extended:
+def extended(
+  seconds: float, latent_frames: int, offset: float = 0.0
+) -> Extended:
   """The end of a file that is given.
 
   Args:
-    seconds: of the file's picture.
+    seconds: of the picture, of the part that is used.
     latent_frames: that are wanted.
+    offset: seconds of the file at which the part begins.
 
   Raises:
     ValueError: the file has not one frame for each, or is too long.
@@ -553,7 +629,11 @@ def extended(seconds: float, latent_frames: int) -> Extended:
   if count < 1:
     raise ValueError(f"extend: the file lasts {seconds:.2f} s, has no frame")
   possible = 1 + (count - 1) // geometry.VIDEO_STRIDES[0]
-  return Extended(frames=count, latent_frames=min(latent_frames, possible))
+  return Extended(
+    frames=count,
+    latent_frames=min(latent_frames, possible),
+    offset=offset,
+  )
 
 
 def split(
@@ -630,7 +710,8 @@ def encode_video(
     ValueError: a file is damaged; names it.
   """
   if conditions.video is not None:
-    decoded = frames_of("video", conditions.video, 0.0, clip.frames, clip)
+    span = conditions.span("video")
+    decoded = frames_of("video", conditions.video, span, clip.frames, clip)
     frames_THWC = _array(decoded, clip.frames, clip)
     return np.asarray(encoder.encode(frames_THWC[None])[0])
   given = {}
@@ -656,7 +737,7 @@ def encode_video(
 def frames_of(
   name: str,
   path: storage.AnyPath,
-  start: float,
+  span: Interval,
   count: int,
   clip: geometry.Clip,
 ) -> Iterator[np.ndarray]:
@@ -665,8 +746,8 @@ def frames_of(
   Args:
     name: of the file, for errors.
     path: the file.
-    start: seconds of the file.
-    count: of frames.
+    span: seconds of the file.
+    count: of frames; more than the span has if its last is to be repeated.
     clip: sizes.
 
   Yields:
@@ -682,9 +763,16 @@ def frames_of(
     fits.append(fitting.crop(rows, columns, height, width))
     return fits[0].resized
 
+  start, end = span
+  last_HWC, used = np.empty(0), count
+  if end < _LIMIT:
+    used = max(1, min(count, math.floor((end - start) * geometry.FPS + 1e-3)))
   with _opened(name, path) as local:
-    for whole_HWC in decode.frames(local, start, count, resize):
-      yield fits[0].apply(whole_HWC)
+    for whole_HWC in decode.frames(local, start, used, resize):
+      last_HWC = fits[0].apply(whole_HWC)
+      yield last_HWC
+  for _ in range(count - used):
+    yield last_HWC
 
 
 def _array(
@@ -717,7 +805,8 @@ def encode_extended(
   Raises:
     ValueError: the file is damaged; names it.
   """
-  decoded = frames_of("extend", path, end.start, end.overlap, clip)
+  span = end.offset + end.start, math.inf
+  decoded = frames_of("extend", path, span, end.overlap, clip)
   frames_THWC = _array(decoded, end.overlap, clip)
   given_THWC = np.asarray(encoder.encode(frames_THWC[None])[0])
   latents_THWC = np.zeros(
@@ -739,7 +828,7 @@ def encode_extended_audio(
   latent = geometry.SAMPLES_PER_AUDIO_LATENT / geometry.SAMPLE_RATE
   earlier = max(0, _MIN_ENCODED - count)
   with _opened("extend", path) as local:
-    start = end.start - earlier * latent
+    start = end.offset + end.start - earlier * latent
     wave_A = decode.audio(local, start, (earlier + count) * latent)
   given_TC = np.asarray(encoder.encode(wave_A[None])[0])[earlier:]
   latents_TC = np.zeros((clip.audio_latents, given_TC.shape[-1]), np.float32)
@@ -747,14 +836,19 @@ def encode_extended_audio(
   return latents_TC
 
 
-def wave_of(path: storage.AnyPath, seconds: float) -> np.ndarray:
+def wave_of(path: storage.AnyPath, start: float, seconds: float) -> np.ndarray:
   """The sound of an extended file; silence where it has none.
+
+  Args:
+    path: the file.
+    start: seconds of the file.
+    seconds: that are wanted.
 
   Raises:
     ValueError: the file is damaged; names it.
   """
   with _opened("extend", path) as local:
-    wave_A = decode.audio(local, 0.0, seconds)
+    wave_A = decode.audio(local, start, seconds)
   return (
     wave_A
     if wave_A.size
@@ -771,8 +865,10 @@ def encode_audio(
     ValueError: a file is damaged; names it.
   """
   name = "video" if conditions.audio is None else "audio"
-  path = conditions.files[name]
+  path, (start, end) = conditions.files[name], conditions.span(name)
   with _opened(name, path) as local:
     seconds = clip.samples / geometry.SAMPLE_RATE
-    wave_A = decode.audio(local, 0.0, seconds)
+    wave_A = decode.audio(local, start, seconds)
+  if end < _LIMIT:
+    wave_A[round((end - start) * geometry.SAMPLE_RATE) :] = 0
   return np.asarray(encoder.encode(wave_A[None])[0])

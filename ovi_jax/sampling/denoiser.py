@@ -24,6 +24,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.models import low_rank
 from ovi_jax.models import quantized
 from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import weights
@@ -154,6 +155,26 @@ class Denoiser:
       self.params, loras, self.model.config, self.components.mesh
     )
     return dataclasses.replace(self, params=params)
+
+  def restricted(self, components: SamplingComponents) -> "Denoiser":
+    """One tower of this model; it shares the parameters of this one.
+
+    Args:
+      components: see `planning.restricted`.
+    """
+    wanted = architecture.parameter_shapes("fusion", components.arch.fusion)
+    paths: dict[str, Any] = traverse_util.flatten_dict(wanted, sep="/")
+    parts = low_rank.DOWN, low_rank.UP, low_rank.SCALE
+    kept = {*paths, *map(quantized.beside, paths)}
+    kept |= {low_rank.beside(path, part) for path in paths for part in parts}
+    flat: dict[str, Any] = traverse_util.flatten_dict(self.params, sep="/")
+    params = {path: x for path, x in flat.items() if path in kept}
+    return dataclasses.replace(
+      self,
+      components=components,
+      model=components.denoiser_model(),
+      params=traverse_util.unflatten_dict(params, sep="/"),
+    )
 
   def sample(
     self,

@@ -179,11 +179,7 @@ def _shared(
     recipe = job.recipe
     image = recipe["image"] and recipe["image"]["sha256"]  # lies anywhere
     wanted = {name: recipe[name] for name in ("text", "noise_sha256")}
-    files = recipe.get("given", {})
-    given = {
-      name: value["sha256"] if name in job.request.given.files else value
-      for name, value in files.items()
-    }
+    given = outputs.without_paths(recipe.get("given", {}))
     clips[job.path.name] = wanted | {"image_sha256": image, "given": given}
   return {
     "config": dataclasses.asdict(settings),

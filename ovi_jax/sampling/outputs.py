@@ -29,6 +29,8 @@ from ovi_jax.modality import AV
 _VERSION_FIELDS = ("ovi_jax", "first_frame")
 # Entries that a recipe may lack, which then means that they are empty.
 _OPTIONAL_FIELDS = ("given", "loras", "latent_frames", "windows", "generate")
+# Of clips by their endings.
+MEDIA_TYPES = {".mp4": "video/mp4", ".wav": "audio/wav"}
 # Endings that a directory of clips is not given on purpose.
 _FILES = {
   *(".avi", ".gif", ".json", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".npz"),

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import operator
 import os
 import pathlib
@@ -244,6 +245,7 @@ class Pipeline:
     self.components = components
     self.keep_loaded = keep_loaded
     self._loaded: dict[str, Any] = {}
+    self._whole: Pipeline | None = None
 
   @classmethod
   def from_pretrained(
@@ -295,6 +297,22 @@ class Pipeline:
     """
     self.components = planning.with_loras(self.components, lora)
     self._loaded.pop(_ADAPTED, None)
+
+  def restricted(self, generate: str) -> "Pipeline":
+    """These weights for one tower; loaded components are shared.
+
+    Args:
+      generate: "both", or "video" or "audio" for that tower alone.
+
+    Raises:
+      ValueError: it is unknown, or this pipeline is of another tower.
+    """
+    components = planning.restricted(self.components, generate)
+    if components is self.components:
+      return self
+    made = Pipeline(components, keep_loaded=self.keep_loaded)
+    made._loaded, made._whole = self._loaded, self
+    return made
 
   def __call__(
     self,
@@ -460,12 +478,7 @@ class Pipeline:
     del encoder  # freed before the DiT is loaded, unless it is kept
     with self._encoded(jobs) as latents_of:
       _log.info("loading the DiT on %d device(s)", components.mesh.size)
-      denoiser = self._load("denoiser", components.denoiser)
-      if components.loras:
-        base = denoiser
-        denoiser = self._load(
-          _ADAPTED, lambda: base.with_loras(components.loras)
-        )
+      denoiser = self._denoiser()
       decoder = self._decoder()
       decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
       finished: dict[storage.AnyPath, futures.Future[T]] = {}
@@ -544,7 +557,45 @@ class Pipeline:
     )
     return previews.decode(self._decoder(), own, progress.finished)
 
+  def maps(
+    self,
+    job: planning.Job,
+    latents: AV[np.ndarray],
+    heads: attention_maps.Heads = (),
+  ) -> attention_maps.Maps:
+    """Attention maps of a clip that is made, from its saved latents.
+
+    Args:
+      job: of the clip, of one window.
+      latents: video_THWC and audio_TC of the clip.
+      heads: see `attention_maps.measure`.
+    """
+    components = self.components
+    encoder = self._load("text", lambda: encoders.TextEncoder.load(components))
+    text_SE = encoder.texts([job.text])[job.text]
+    noise = self._noise_of(job)
+    given = conditions.arrays(job.given, latents, noise, job.conditioning)
+    return self._denoiser().maps(
+      jax.tree.map(lambda a: jax.numpy.asarray(a[None]), latents),
+      noise,
+      text_SE,
+      conditions.stack([given]),
+      heads,
+    )
+
+  def _denoiser(self) -> denoisers.Denoiser:
+    """The denoiser, with LoRAs."""
+    if self._whole is not None:
+      return self._whole._denoiser().restricted(self.components)
+    components = self.components
+    base = self._load("denoiser", components.denoiser)
+    if not components.loras:
+      return base
+    return self._load(_ADAPTED, lambda: base.with_loras(components.loras))
+
   def _decoder(self) -> decoders.Decoder:
+    if self._whole is not None:
+      return self._whole._decoder()
     names = self.components.channels.present()
     load = functools.partial(decoders.Decoder.load, self.components, names)
     return self._load("decoder", load)
@@ -727,10 +778,10 @@ def _before(job: planning.Job) -> windows_lib.Before | None:
   )
   return windows_lib.Before(
     frames=lambda: conditions.frames_of(
-      "extend", path, 0.0, end.frames, job.clip
+      "extend", path, (end.offset, math.inf), end.frames, job.clip
     ),
     count=end.frames,
-    wave=conditions.wave_of(path, end.frames / geometry.FPS),
+    wave=conditions.wave_of(path, end.offset, end.frames / geometry.FPS),
     overlap=end.overlap,
     sound_given=samples * count,
   )

@@ -63,6 +63,12 @@ class Job:
     return generated_only(self.request.masks(self.clip), self.generates)
 
   @property
+  def frames(self) -> int:
+    """Video frames of all windows; of an extended file from `extended` on."""
+    start = self.windows[-1].start if self.windows else 0
+    return self.clip.frames + geometry.VIDEO_STRIDES[0] * start
+
+  @property
   def num_windows(self) -> int:
     """Parts that are denoised one after another."""
     return len(self.windows) or 1
@@ -134,7 +140,7 @@ def open_components(
   problems = config_lib.invalid_choice("generate", generate, denoisers.NEEDS)
   config_lib.check(problems, "")
   both = generate == denoisers.BOTH
-  names = AV._fields if both else (generate,)
+  names = _towers(generate)
   found = weights_dir.manifest_of(weights, settings.variant)
   towers = found.architecture.fusion.present()
   if missing := [name for name in names if name not in towers]:
@@ -148,15 +154,53 @@ def open_components(
       + (f" {have} alone" if both else "")
     )
   needs = denoisers.NEEDS[generate]
-  manifest = weights_dir.read(weights, settings.variant, needs)
-  sizes = {name: manifest.sizes["fusion"][name] for name in names}
-  manifest = dataclasses.replace(
-    manifest, sizes={**manifest.sizes, "fusion": sizes}
+  manifest = _with_towers(
+    weights_dir.read(weights, settings.variant, needs), names
   )
   shared = settings.shard_clips_over_hosts
   devices = jax.devices() if shared else jax.local_devices()
   opened = components_of(weights, manifest, settings, devices, cli.platform())
   return with_loras(opened, lora)
+
+
+def _towers(generate: str) -> tuple[str, ...]:
+  """The towers that a key of `denoiser.NEEDS` takes."""
+  return AV._fields if generate == denoisers.BOTH else (generate,)
+
+
+def _with_towers(
+  manifest: weights_dir.Manifest, names: Sequence[str]
+) -> weights_dir.Manifest:
+  """The manifest of some of the towers."""
+  sizes = {name: manifest.sizes["fusion"][name] for name in names}
+  return dataclasses.replace(
+    manifest, sizes={**manifest.sizes, "fusion": sizes}
+  )
+
+
+def restricted(
+  components: denoisers.SamplingComponents, generate: str
+) -> denoisers.SamplingComponents:
+  """The components for one tower of weights with both.
+
+  Args:
+    components: of the weights.
+    generate: a key of `denoiser.NEEDS`.
+
+  Raises:
+    ValueError: it is unknown, or the components are not of this tower.
+  """
+  if generate == components.generates:
+    return components
+  problems = config_lib.invalid_choice("generate", generate, denoisers.NEEDS)
+  config_lib.check(problems, "")
+  if components.generates != denoisers.BOTH:
+    raise ValueError(
+      f"generate: the weights are opened for {components.generates} alone, got"
+      f" {generate}"
+    )
+  manifest = _with_towers(components.manifest, _towers(generate))
+  return dataclasses.replace(components, manifest=manifest)
 
 
 def with_loras(
@@ -480,7 +524,10 @@ def _length(
   if request.seconds is not None:
     asked = conditions.nearest_latent_frames(request.seconds)
   if given.extend is not None:
-    extended = conditions.extended(request.media_seconds or 0.0, overlap)
+    offset = given.span("extend")[0]
+    extended = conditions.extended(
+      request.media_seconds or 0.0, overlap, offset
+    )
     new = window - extended.latent_frames if asked is None else asked - 1
     # As many windows, and no longer ones than are needed.
     asked = extended.latent_frames + new

@@ -26,16 +26,16 @@ class Preview:
 
   Attributes:
     step: number of finished steps.
-    frames: uint8 RGB [T, h, w, 3].
+    frames: uint8 RGB [T, h, w, 3]; `None` of sound alone.
     fps: frames a second; fewer than those of the clip.
-    audio: float32 samples [A] in [-1, 1], mono.
+    audio: float32 samples [A] in [-1, 1], mono; `None` of video alone.
     sample_rate: samples a second.
   """
 
   step: int
-  frames: np.ndarray
+  frames: np.ndarray | None
   fps: float
-  audio: np.ndarray
+  audio: np.ndarray | None
   sample_rate: int = geometry.SAMPLE_RATE
 
 
@@ -45,23 +45,25 @@ def decode(
   """Decode a clip small.
 
   Args:
-    decoder: of both modalities.
-    latents: clean video_BTHWC and audio_BTC, B = 1.
+    decoder: of the modalities.
+    latents: clean video_BTHWC and audio_BTC, B = 1; either may be `None`.
     step: number of finished steps.
 
   Raises:
     ValueError: decoded values are not finite.
   """
-  _, count, height, width, _ = latents.video.shape
-  stride = math.ceil(count / MAX_LATENT_FRAMES)
-  size = small_size(height, width)
-  with decoder.components.computing():
-    small_BTHWC = _shrink(latents.video, stride, size)
+  frames, audio, stride = None, None, 1
+  if latents.video is not None:
+    _, count, height, width, _ = latents.video.shape
+    stride = math.ceil(count / MAX_LATENT_FRAMES)
+    size = small_size(height, width)
+    with decoder.components.computing():
+      small_BTHWC = _shrink(latents.video, stride, size)
+    frames = np.concatenate(list(decoder.frames(small_BTHWC)))
+  if latents.audio is not None:
+    audio = decoder.wave(latents.audio)
   return Preview(
-    step=step,
-    frames=np.concatenate(list(decoder.frames(small_BTHWC))),
-    fps=geometry.FPS / stride,
-    audio=decoder.wave(latents.audio),
+    step=step, frames=frames, fps=geometry.FPS / stride, audio=audio
   )
 
 

@@ -296,7 +296,8 @@ def _named(requests: Iterable[Request], latent_frames: int) -> list[Request]:
     if given := request.given.metadata(sha256):
       # Not where files are, as elsewhere.
       for name in request.given.files:
-        given[name] = given[name]["sha256"]
+        content = {k: v for k, v in given[name].items() if k != "path"}
+        given[name] = content if len(content) > 1 else content["sha256"]
       parts.append(given)
     if request.seconds is not None:
       asked = conditions.nearest_latent_frames(request.seconds)
@@ -415,6 +416,7 @@ def _request(
       f" {IMAGE_COLUMN} of a table), or set --config.mode=auto"
     )
   known = [field.name for field in dataclasses.fields(conditions.Conditions)]
+  known.remove("spans")  # they come with the files
   known.append(SECONDS_COLUMN)
   if strange := sorted(given.keys() - set(known)):
     near = config_lib.nearest(strange[0], known)
@@ -431,18 +433,32 @@ def _request(
   if mode == "t2v":
     image = None
     fields.pop("last_image", None)
+  spans = {}
   for name in conditions.FILES:
     if name in fields:
+      if name in conditions.TRIMMED:
+        fields[name], span = _split_span(name, fields[name])
+        spans |= {name: span} if span != conditions.ANY else {}
       said = {"last_image": "last image", "extend": "file to extend"}
       what = said.get(name, name)
       fields[name] = _find(fields[name], what, folders)
   return Request(
     prompt=prompt,
     image=None if image is None else _find(image, "image", folders),
-    given=conditions.Conditions(**fields),
+    given=conditions.Conditions(**fields, spans=tuple(spans.items())),
     seconds=length,
     index=index,
   )
+
+
+def _split_span(
+  name: str, path: str | os.PathLike[str]
+) -> tuple[str | os.PathLike[str], conditions.Interval]:
+  """`conditions.split_span`; an error names the file."""
+  try:
+    return conditions.split_span(path)
+  except ValueError as error:
+    raise ValueError(f"{name}: {error}") from error
 
 
 def _find(

@@ -33,6 +33,7 @@ from ovi_jax.sharding import mesh as meshes
 from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 
 FLAGS = flags.FLAGS
 KEY_VARIABLE = "OVI_STUDIO_API_KEY"
@@ -48,7 +49,7 @@ def main() -> None:
       " 'ovi_jax[studio]'"
     )
   folder = storage.local(FLAGS.out)
-  limits = engines.Limits(
+  limits = requests.Limits(
     file_bytes=FLAGS.max_file_mib << 20, queued=FLAGS.max_queued
   )
   with contextlib.ExitStack() as stack:

@@ -1,39 +1,30 @@
 """Makes clips of jobs: one thread owns the devices, others ask it for clips.
 
-Requests are checked whole before they are accepted. Jobs of the same size and
-settings are made in one batch. What goes wrong with a job is recorded with it,
-and the next one is made. All messages are safe to show to a user: one line, and
-no path of this machine.
+Requests are checked whole before they are accepted (`requests`). Jobs of the
+same size and settings are made in one batch. What goes wrong with a job is
+recorded with it, and the next one is made.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
-import os
 import pathlib
-import re
 import secrets
-import shutil
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
-from typing import BinaryIO
 from typing import Protocol
+from typing import TypeVar
 
-import jax
-
-from ovi_jax import config as config_lib
-from ovi_jax import geometry
-from ovi_jax import untrusted
-from ovi_jax.media import images
-from ovi_jax.media import probe
 from ovi_jax.modality import AV
-from ovi_jax.sampling import conditions
+from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import outputs
@@ -44,66 +35,22 @@ from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.studio import adapters as adapters_lib
 from ovi_jax.studio import jobs
+from ovi_jax.studio import progress as progress_lib
+from ovi_jax.studio import requests
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-# Fields of `configs/sample.py` that a request may set.
-SETTINGS = (
-  "height",
-  "width",
-  "seed",
-  "num_steps",
-  "solver",
-  "flow_shift",
-  "guidance_scale",
-  "slg_layer",
-  "negative_prompt",
-  "conditioning",
-)
-FILES = ("image", "last_image", "video", "audio", "extend")
-GIVEN = (*FILES, "keep", "keep_audio_until")
-_PICTURES = ("image", "last_image")
-_CHUNK = 1 << 20
 _RETRY = 1.0  # seconds
-_MAX_MESSAGE = 1000  # characters
-# Absolute paths of POSIX and Windows; their last part stays.
-_PATH = re.compile(
-  r"(?<![\w.])(?:[A-Za-z]:)?(?:[\\/][^\\/\s:;,'\"]+){2,}[\\/]?"
-)
-
-# A file that is given: its path, or an open file, read from its beginning.
-Source = str | os.PathLike[str] | BinaryIO
+_MAX_CALLS = 8  # of `Engine.call` that wait
 
 
-class RequestError(ValueError):
-  """A request that cannot be fulfilled; one line, without paths."""
-
-
-class QueueFullError(RequestError):
+class QueueFullError(requests.RequestError):
   """As many jobs as allowed wait already."""
 
 
 class _ClosedError(Exception):
   """The engine is being closed; its jobs go back to the queue."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-  """Bounds of what is accepted.
-
-  Attributes:
-    file_bytes: of each given file.
-    pixels: of a given picture, or of a frame of a given video.
-    seconds: of given video or sound.
-    prompt_length: characters.
-    queued: jobs that wait.
-  """
-
-  file_bytes: int = 64 << 20
-  pixels: int = 50_000_000
-  seconds: float = 300.0
-  prompt_length: int = 10_000
-  queued: int = 1000
 
 
 class Pipeline(Protocol):
@@ -122,49 +69,19 @@ class Pipeline(Protocol):
     track: pipelines.Track | None = None,
   ) -> Any: ...
 
+  def restricted(self, generate: str) -> "Pipeline": ...
+
+  def maps(
+    self, job: planning.Job, latents: AV[Any]
+  ) -> attention_maps.Maps: ...
+
   def preview(
     self, progress: denoise.Progress, row: int
   ) -> previews.Preview: ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Pace:
-  """Seconds that the latest batch took: before its steps, for each, after."""
-
-  before: float
-  step: float
-  after: float
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Live:
-  """What is known of a running job besides its row."""
-
-  num_steps: int
-  started: float
-  step: int = 0
-  first_step_at: float = 0.0
-  last_step_at: float = 0.0
-  preview: previews.Preview | None = None
-
-  def pace(self) -> float | None:
-    """Seconds a step, without the first, which may compile the program."""
-    if self.step < 2:
-      return None
-    return (self.last_step_at - self.first_step_at) / (self.step - 1)
-
-  def seconds_left(self, latest: _Pace | None) -> float | None:
-    """Estimated time until the clip is written; `None` if unknown."""
-    step = self.pace() or (latest and latest.step)
-    if step is None:
-      return None
-    left = (self.num_steps - self.step) * step
-    if latest is not None:
-      left += latest.after
-      if not self.step:
-        elapsed = time.monotonic() - self.started
-        left += max(0.0, latest.before - elapsed)
-    return left
+# A function of the pipeline, and who waits for its result.
+_Call = tuple[Callable[[Pipeline], Any], "futures.Future[Any]"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +110,7 @@ class Engine:
     save_latents: bool = True,
     lora: str = "",
     adapters: adapters_lib.Adapters | None = None,
-    limits: Limits | None = None,
+    limits: requests.Limits | None = None,
     warm_up: bool = False,
   ):
     """Start no thread yet.
@@ -213,21 +130,28 @@ class Engine:
     self._warms_up = warm_up
     self.pipeline, self.store = pipeline, store
     self.batch_size, self.preview_every = batch_size, preview_every
-    self.save_latents, self.limits = save_latents, limits or Limits()
+    self.save_latents, self.limits = save_latents, limits or requests.Limits()
     self.lora = self._applied_lora = lora
     self.adapters = adapters or adapters_lib.Adapters()
     outputs.check_directory(store.folder)
-    self._validating = threading.Lock()  # decoded pictures are large
+    self.planner = requests.Planner(
+      pipeline,
+      store,
+      batch_size=batch_size,
+      limits=self.limits,
+      adapters=self.adapters,
+    )
     # No clip is deleted between being found and being given to a job.
     self._clips = threading.Lock()
     self._wake, self._closing = threading.Event(), threading.Event()
     # Guards what follows; notified of every change of a job.
     self._changed = threading.Condition()
     self._version = 0
-    self._live: dict[str, _Live] = {}
+    self._live: dict[str, progress_lib.Live] = {}
     self._watched: set[str] = set()
     self._cancelled: set[str] = set()
-    self._pace: _Pace | None = None
+    self._pace: progress_lib.Pace | None = None
+    self._calls: collections.deque[_Call] = collections.deque()
     # Of the thread: jobs that are taken no more, whether their end is stored or
     # not.
     self._unended: set[str] = set()
@@ -245,6 +169,10 @@ class Engine:
     self._wake.set()
     if self._thread.is_alive():
       self._thread.join()
+    with self._changed:
+      waiting, self._calls = self._calls, collections.deque()
+    for _, future in waiting:
+      future.set_exception(requests.RequestError("the server is stopping"))
     self._notify()
 
   def __enter__(self) -> "Engine":
@@ -260,15 +188,21 @@ class Engine:
     settings: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
     *,
+    seconds: float | None = None,
+    generate: str = denoisers.BOTH,
     lora: str | None = None,
   ) -> jobs.Job:
     """Check a request and queue it.
 
     Args:
       prompt: what to see, say and hear.
-      settings: of `SETTINGS`; those left out, or `None`, are what the weights
-        recommend, and the seed is random.
-      given: of `GIVEN`; files are a `Source` each and are copied.
+      settings: of `requests.SETTINGS`; those left out, or `None`, are what the
+        weights recommend, and the seed is random.
+      given: of `requests.GIVEN`; files are a `requests.Source` each and are
+        copied. `trim` has the start and end that are used of a file, in
+        seconds, by its name.
+      seconds: length of the clip, see `sampling.requests.Request`.
+      generate: video with sound, or one alone: a key of `denoiser.NEEDS`.
       lora: files and strengths; `None` for those of `set_lora`.
 
     Returns:
@@ -276,7 +210,7 @@ class Engine:
 
     Raises:
       QueueFullError: too many jobs wait.
-      RequestError: something about the request is wrong.
+      requests.RequestError: something about the request is wrong.
       jobs.StorageError: it cannot be stored.
     """
     if self.store.count(jobs.QUEUED) >= self.limits.queued:
@@ -286,42 +220,18 @@ class Engine:
     settings = {n: v for n, v in (settings or {}).items() if v is not None}
     given = {n: v for n, v in (given or {}).items() if v is not None}
     settings.setdefault("seed", secrets.randbelow(requests_lib.SEEDS))
-    for name in ("guidance_scale", "negative_prompt"):
-      if isinstance(settings.get(name), AV):
-        settings[name] = settings[name].present()
-    id = jobs.new_id()
-    folder = self.store.given_folder(id)
-    with self._public_errors(), contextlib.ExitStack() as stack:
-      _check_names("settings", settings, SETTINGS)
-      _check_names("given", given, GIVEN)
-      if len(prompt) > self.limits.prompt_length:
-        raise ValueError(
-          f"expected a prompt of at most {self.limits.prompt_length}"
-          f" characters, got {len(prompt)}"
-        )
-      stack.callback(shutil.rmtree, folder, ignore_errors=True)
-      copied = self._copy(given, folder)
-      with self._validating:
-        self._check_files(copied, folder)
-        if lora is None:
-          lora = self.lora
-        elif lora != self.lora:
-          planning.with_loras(self.pipeline.components, lora)
-        request = jobs.ClipRequest(
-          prompt=prompt, settings=settings, given=copied, lora=lora
-        )
-        planned, chosen = self._plan(request, folder)
-      height, width = planned.clip.pixels
-      job = self.store.add(
-        id,
-        request,
-        batch_key=_batch_key(request, planned),
-        num_steps=chosen.num_steps,
-        height=height,
-        width=width,
-        seconds=_seconds(planned),
-      )
-      stack.pop_all()
+    lora = self.lora if lora is None else lora
+    asked = jobs.ClipRequest(
+      prompt=prompt,
+      settings=settings,
+      given=given,
+      seconds=seconds,
+      generate=generate,
+      lora=lora,
+    )
+    id, new_lora = jobs.new_id(), lora != self.lora
+    with self.planner.checked(id, asked, new_lora=new_lora) as checked:
+      job = self.store.add(id, checked.request, **checked.facts)
     self._wake.set()
     self._notify()
     return self._estimated(job)
@@ -334,91 +244,47 @@ class Engine:
     Args:
       id: of the job; its given files are copied.
       prompt: another one; `None` for the same.
-      **settings: of `SETTINGS`, such as another seed.
+      **settings: of `requests.SETTINGS`, such as another seed.
 
     Raises:
       jobs.UnknownJobError: there is none of this id.
-      RequestError: as `submit`, like all other errors.
+      requests.RequestError: as `submit`, like all other errors.
     """
-    request, folder = self.store.get(id).request, self.store.given_folder(id)
+    request = self.store.get(id).request
+    return self.repeat(
+      request, self.store.given_folder(id), prompt=prompt, **settings
+    )
+
+  def repeat(
+    self,
+    request: jobs.ClipRequest,
+    folder: pathlib.Path,
+    prompt: str | None = None,
+    **settings: Any,
+  ) -> jobs.Job:
+    """Queue a request once more, with changes.
+
+    Args:
+      request: as it was accepted.
+      folder: of its given files, which are copied.
+      prompt: see `again`.
+      **settings: see `again`.
+
+    Raises:
+      requests.RequestError: as `submit`, like all other errors.
+    """
     given = {
-      name: folder / value if name in FILES else value
+      name: folder / value if name in requests.FILES else value
       for name, value in request.given.items()
     }
     return self.submit(
       request.prompt if prompt is None else prompt,
       {**request.settings, **settings},
       given,
+      seconds=request.seconds,
+      generate=request.generate,
       lora=request.lora,
     )
-
-  def _copy(
-    self, given: Mapping[str, Any], folder: pathlib.Path
-  ) -> dict[str, Any]:
-    """Copy given files into a folder; their names there take their places."""
-    copied = dict(given)
-    if "keep" in given:
-      copied["keep"] = [list(x) for x in conditions.intervals(given["keep"])]
-    for name in FILES:
-      if name in given:
-        folder.mkdir(parents=True, exist_ok=True)
-        _copy_file(name, given[name], folder / name, self.limits.file_bytes)
-        copied[name] = name
-    return copied
-
-  def _check_files(
-    self, given: Mapping[str, Any], folder: pathlib.Path
-  ) -> None:
-    """ValueError if a given file is larger than allowed, by its header."""
-    for name in given.keys() & set(FILES):
-      path, area = folder / name, 0
-      try:
-        if name in _PICTURES:
-          rows, columns = images.stored_size(path)
-          area = rows * columns
-        else:
-          facts = probe.read(path, video=name != "audio")
-          area = facts.width * facts.height
-          seconds = max(facts.duration, probe.seconds(path))
-          if not seconds <= self.limits.seconds:
-            raise ValueError(
-              f"expected at most {self.limits.seconds:g} seconds, found"
-              f" {seconds:.0f}; cut it"
-            )
-      except ValueError as error:
-        said = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{name}: {said}") from error
-      if area > self.limits.pixels:
-        raise ValueError(
-          f"{name}: expected at most {self.limits.pixels} pixels, found {area};"
-          " make it smaller"
-        )
-
-  def _plan(
-    self, request: jobs.ClipRequest, folder: pathlib.Path
-  ) -> tuple[planning.Job, settings_lib.Settings]:
-    """The clip that a request asks for; reads given files.
-
-    Raises:
-      ValueError: the request cannot be fulfilled.
-    """
-    components = self.pipeline.components
-    chosen = settings_lib.Settings.from_overrides(
-      {**request.settings, "batch_size": self.batch_size},
-      planning.recommended_of(components),
-    )
-    given = {
-      name: folder / value if name in FILES else value
-      for name, value in request.given.items()
-    }
-    image = given.pop("image", None)
-    asked = requests_lib.from_prompt(
-      request.prompt, image, chosen.mode, **given
-    )
-    (planned,), _ = planning.plan(
-      asked, chosen, components, self.store.folder, ""
-    )
-    return planned, chosen
 
   def get(self, id: str) -> jobs.Job:
     """A job as it is now.
@@ -535,9 +401,45 @@ class Engine:
       ValueError: a file is missing or damaged, or does not fit the weights; the
         LoRAs are then as they were.
     """
-    with self._public_errors():
+    with self.planner.public_errors():
       planning.with_loras(self.pipeline.components, lora)
     self.lora = lora
+
+  def call(self, function: Callable[[Pipeline], T]) -> T:
+    """Run a function on the thread that owns the devices, between batches.
+
+    Args:
+      function: of the pipeline; its LoRAs are those of `set_lora`'s argument of
+        the latest batch.
+
+    Raises:
+      requests.RequestError: too many wait, or the engine is being closed.
+    """
+    future: futures.Future[T] = futures.Future()
+    with self._changed:
+      if self._closing.is_set() or len(self._calls) >= _MAX_CALLS:
+        raise requests.RequestError("the server is busy; try again later")
+      self._calls.append((function, future))
+    self._wake.set()
+    return future.result()
+
+  def apply_lora(self, lora: str) -> None:
+    """Make the pipeline have these LoRAs; of the engine's thread alone."""
+    if lora != self._applied_lora:
+      self.pipeline.set_lora(lora)
+      self._applied_lora = lora
+
+  def _answer_calls(self) -> None:
+    """Run what `call` was asked for."""
+    while not self._closing.is_set():
+      with self._changed:
+        if not self._calls:
+          return
+        function, future = self._calls.popleft()
+      try:
+        future.set_result(function(self.pipeline))
+      except Exception as error:  # of whoever called
+        future.set_exception(error)
 
   def _notify(self) -> None:
     with self._changed:
@@ -581,6 +483,7 @@ class Engine:
         for id in list(self._unended):
           self.store.interrupt(id)
           self._unended.discard(id)
+        self._answer_calls()
         taken = self.store.take(self.batch_size)
         if not taken:
           self._wake.wait()
@@ -609,7 +512,7 @@ class Engine:
     _log.info("loading and compiling; clips that are asked for now wait")
     start = time.monotonic()
     try:
-      clip, settings = self._plan(request, self.store.folder)
+      clip, settings = self.planner.plan(request, self.store.folder)
       self.pipeline.generate(
         [clip], settings, lambda made: made.clip, track=track
       )
@@ -623,7 +526,7 @@ class Engine:
     """Make the clips of jobs, with what is known of them while they run."""
     with self._changed:
       for job in taken:
-        self._live[job.id] = _Live(
+        self._live[job.id] = progress_lib.Live(
           num_steps=job.num_steps, started=time.monotonic()
         )
     self._notify()
@@ -663,11 +566,9 @@ class Engine:
       reserved: paths of other clips of its batch.
     """
     request = job.request
-    if request.lora != self._applied_lora:
-      self.pipeline.set_lora(request.lora)
-      self._applied_lora = request.lora
+    self.apply_lora(request.lora)
     folder = self.store.given_folder(job.id)
-    clip, settings = self._plan(request, folder)
+    clip, settings = self.planner.plan(request, folder)
     with self._clips:
       return self._claimed(job.id, clip, settings, reserved)
 
@@ -679,7 +580,7 @@ class Engine:
     reserved: Sequence[Any],
   ) -> _Planned | None:
     """Choose the name of a planned clip, see `_prepared`."""
-    recipe = self._relative(clip.recipe)
+    recipe = self.relative(clip.recipe)
     for number in itertools.count(1):
       path = clip.path
       if number > 1:
@@ -705,7 +606,7 @@ class Engine:
       return _Planned(id=id, clip=clip, settings=settings, owns_clip=owns_clip)
     raise AssertionError
 
-  def _relative(self, recipe: dict[str, Any]) -> dict[str, Any]:
+  def relative(self, recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe with paths that begin at the output folder, or are names."""
 
     def shown(path: str) -> str:
@@ -743,7 +644,7 @@ class Engine:
         self._fail(planned.id, error)
 
     try:
-      self.pipeline.generate(
+      self.pipeline.restricted(batch[0].clip.generates).generate(
         [planned.clip for planned in batch],
         batch[0].settings,
         finish,
@@ -827,7 +728,7 @@ class Engine:
     with self._changed:
       live = self._live[planned.id]
       if step := live.pace():
-        self._pace = _Pace(
+        self._pace = progress_lib.Pace(
           before=max(0.0, live.first_step_at - live.started - step),
           step=step,
           after=now - live.last_step_at,
@@ -838,100 +739,15 @@ class Engine:
     """Remove the files of a clip, the mp4 first."""
     for each in (path, path.with_suffix(".json"), outputs.latents_of(path)):
       each.unlink(missing_ok=True)
+    attention_maps.remove_stale(path)
 
   def _fail(self, id: str, error: Exception) -> None:
     """End a job with an error."""
     if isinstance(error, (ValueError, OSError)):
-      said = self.public_message(error)
+      said = self.planner.public_message(error)
       _log.warning("%s failed: %s", id, error)
     else:
       said = f"internal error ({type(error).__name__}); see the server's log"
       _log.error("%s failed", id, exc_info=error)
     self.store.fail(id, said)
     self._notify()
-
-  @contextlib.contextmanager
-  def _public_errors(self) -> Iterator[None]:
-    """Errors of requests in one line, without paths of this machine."""
-    try:
-      yield
-    except ValueError as error:
-      raise RequestError(self.public_message(error)) from error
-    except OSError as error:
-      raise jobs.StorageError(self.public_message(error)) from error
-
-  def public_message(self, error: Exception) -> str:
-    """What an error says, in one line, without paths of this machine."""
-    if isinstance(error, OSError):
-      return untrusted.printable(error.strerror or type(error).__name__)
-    said = str(error).removeprefix("unfit files:\n  row 1: ")
-    given = self.store.folder / jobs.FOLDER / "given"
-    said = re.sub(
-      rf"{re.escape(str(given))}[\\/]\w+[\\/]", "", said.replace("\n", " ")
-    )
-    weights = self.pipeline.components.weights
-    roots = (weights, self.store.folder, self.adapters.folder)
-    for root in map(str, filter(None, roots)):
-      said = said.replace(root + os.sep, "")
-      if os.sep in root:  # others, such as `samples`, are words, too
-        said = said.replace(root, "…")
-    said = _PATH.sub(lambda m: re.split(r"[\\/]", m[0].rstrip("\\/"))[-1], said)
-    return untrusted.printable(" ".join(said.split()), _MAX_MESSAGE)
-
-
-def _check_names(
-  what: str, values: Mapping[str, Any], known: Sequence[str]
-) -> None:
-  """ValueError if a name is unknown."""
-  if strange := sorted(values.keys() - set(known)):
-    near = config_lib.nearest(strange[0], known)
-    raise ValueError(
-      f"{what}: {strange[0]!r:.60} is unknown{near}; known are"
-      f" {', '.join(known)}"
-    )
-
-
-def _copy_file(
-  name: str, source: Source, target: pathlib.Path, limit: int
-) -> None:
-  """Copy a given file.
-
-  Raises:
-    ValueError: there is none, it is no regular file, or larger than the limit.
-  """
-  try:
-    with contextlib.ExitStack() as stack:
-      if isinstance(source, (str, os.PathLike)):
-        if kind := untrusted.irregular(source):
-          raise ValueError(f"{name}: expected a regular file, found {kind}")
-        file = stack.enter_context(open(source, "rb"))
-      else:
-        source.seek(0)
-        file = source
-      written, left = stack.enter_context(target.open("wb")), limit
-      while part := file.read(min(_CHUNK, left + 1)):
-        left -= len(part)
-        if left < 0:
-          raise ValueError(
-            f"{name}: expected a file of at most {limit / 2**20:g} MiB, found a"
-            " larger one"
-          )
-        written.write(part)
-  except FileNotFoundError as error:
-    raise ValueError(f"{name}: there is no such file") from error
-
-
-def _seconds(planned: planning.Job) -> float:
-  """Length of a clip, with what is shown of an extended file before it."""
-  before = planned.extended.start if planned.extended else 0.0
-  return before + planned.clip.frames / geometry.FPS
-
-
-def _batch_key(request: jobs.ClipRequest, planned: planning.Job) -> str:
-  """Equal for requests that can be made in one batch."""
-  settings = {n: v for n, v in request.settings.items() if n != "seed"}
-  parts = conditions.split(planned.given, planned.conditioning)
-  kinds = str(jax.tree.structure(parts))
-  return json.dumps(
-    [settings, request.lora, str(planned.clip), kinds], sort_keys=True
-  )

@@ -1,6 +1,7 @@
 """The clips of an output folder, whoever made them: `sample.py` or the studio.
 
-A clip is an mp4 with a JSON file beside it (see `sampling.outputs`). The files
+A clip is an mp4, or a wav of sound alone, with a JSON file beside it (see
+`sampling.outputs`). The files
 may have been changed by anyone: JSON is bounded, of values of other kinds only
 a printable text is shown, and paths of files are left out.
 """
@@ -20,7 +21,7 @@ from ovi_jax import files
 from ovi_jax import untrusted
 from ovi_jax.sampling import outputs
 
-SUFFIX = ".mp4"
+SUFFIXES = tuple(outputs.MEDIA_TYPES)
 MAX_RECIPE_BYTES = 1 << 20
 MAX_PROMPT = 2**14
 _SHOWN = 200  # characters of a setting
@@ -39,7 +40,7 @@ class Clip:
   """A clip in the folder.
 
   Attributes:
-    name: of the mp4.
+    name: of the mp4 or wav.
     version: changes when the file does.
     changed: seconds since 1970 when the JSON was written.
     recipe: contents of the JSON, without paths.
@@ -49,6 +50,16 @@ class Clip:
   version: str
   changed: float
   recipe: Mapping[str, Any]
+
+  @property
+  def stem(self) -> str:
+    """The name without its ending."""
+    return pathlib.Path(self.name).stem
+
+  @property
+  def is_sound(self) -> bool:
+    """Whether it is sound alone."""
+    return self.name.endswith(".wav")
 
   @property
   def prompt(self) -> str:
@@ -71,14 +82,18 @@ class Clip:
     found: list[tuple[str, Any]] = [
       ("Seed", recipe.get("seed")),
       ("Size", f"{_text(recipe.get('width'))}x{_text(recipe.get('height'))}"),
+      ("Generated", recipe.get("generate")),
+      ("Latent frames", recipe.get("latent_frames")),
       *((label, config.get(name)) for name, label in _CONFIG.items()),
       ("First frame", "given" if recipe.get("image") else None),
     ]
     for name, value in _mapping(recipe.get("given")).items():
       if name not in ("latent_frames", "conditioning"):
         # Of files there is only a checksum.
-        is_file = isinstance(value, Mapping)
-        found.append((f"Given {name}", "given" if is_file else value))
+        if isinstance(value, Mapping):
+          part = value.get("seconds")
+          value = f"seconds {_text(part)}" if part else "given"
+        found.append((f"Given {name}", value))
     loras = recipe.get("loras")
     for lora in loras if isinstance(loras, list) else ():
       found.append(("LoRA", _mapping(lora).get("strength")))
@@ -119,7 +134,7 @@ class Gallery:
     return [clip for clip in self.clips() if clip.matches(words)]
 
   def find(self, name: str) -> Clip:
-    """A clip by the name of its mp4.
+    """A clip by its name.
 
     Raises:
       ValueError: there is none.
@@ -129,8 +144,14 @@ class Gallery:
       raise ValueError("there is no such clip; it may have been removed")
     return self._clip(name, *versions[name])
 
+  def find_stem(self, stem: str) -> Clip:
+    """A clip by its name without the ending; ValueError if there is none."""
+    versions = self._versions()
+    names = [f"{stem}{suffix}" for suffix in SUFFIXES]
+    return self.find(next((n for n in names if n in versions), stem))
+
   def path(self, name: str) -> pathlib.Path:
-    """The mp4 of a clip; ValueError if there is none."""
+    """The file of a clip; ValueError if there is none."""
     return self.folder / self.find(name).name
 
   def latents(self, clip: Clip) -> pathlib.Path | None:
@@ -143,20 +164,20 @@ class Gallery:
     return pathlib.Path(path)
 
   def _versions(self) -> dict[str, tuple[str, float]]:
-    """Version and time of each mp4 that has a JSON file beside it."""
+    """Version and time of each clip that has a JSON file beside it."""
     found: dict[str, os.stat_result] = {}
     with os.scandir(self.folder) as entries:
       for entry in entries:
         shown = entry.name.isprintable() and entry.name[0] != "."
-        if shown and entry.name.endswith((SUFFIX, ".json")):
+        if shown and entry.name.endswith((*SUFFIXES, ".json")):
           with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISREG(status.st_mode):
               found[entry.name] = status
     made = {}
     for name, status in found.items():
-      recipe = found.get(f"{name.removesuffix(SUFFIX)}.json")
-      if name.endswith(SUFFIX) and recipe is not None:
+      recipe = found.get(f"{pathlib.Path(name).stem}.json")
+      if name.endswith(SUFFIXES) and recipe is not None:
         version = f"{status.st_mtime_ns:x}-{recipe.st_mtime_ns:x}"
         made[name] = version, recipe.st_mtime
     return made
@@ -166,7 +187,7 @@ class Gallery:
     if known is not None and known.version == version:
       return known
     try:
-      path = files.inside(self.folder, f"{name.removesuffix(SUFFIX)}.json")
+      path = files.inside(self.folder, f"{pathlib.Path(name).stem}.json")
       found = untrusted.read_json(path, max_bytes=MAX_RECIPE_BYTES)
       json.dumps(found, ensure_ascii=False).encode()
     except (OSError, ValueError):  # also of lone surrogates

@@ -69,14 +69,19 @@ class ClipRequest:
     prompt: as the user wrote it.
     settings: fields of `configs/sample.py` that differ from what the weights
       recommend, with the seed.
-    given: names of files in the job's folder by what they give (`image`,
-      `last_image`, `video`, `audio`), and `keep` and `keep_audio_until`.
+    given: names of files in the job's folder by what they give, and the other
+      fields of `requests.GIVEN`.
+    seconds: length of the clip, or of what is generated behind an extended one;
+      `None` for that of the weights or of given media.
+    generate: "both", or "video" or "audio" alone.
     lora: LoRA files and strengths, see `Pipeline.set_lora`.
   """
 
   prompt: str
   settings: Mapping[str, Any]
   given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  seconds: float | None = None
+  generate: str = "both"
   lora: str = ""
 
 
@@ -99,7 +104,8 @@ class Job:
     position: place in the queue, 1 for the next; `None` if it is not queued.
     seconds_left: estimated time until it is finished; `None` if unknown.
     error: why it failed, one line; `None` otherwise.
-    clip: name of the mp4 in the output folder; `None` until it is finished.
+    clip: name of the mp4, or wav, in the output folder; `None` until it is
+      finished.
   """
 
   id: str

@@ -30,19 +30,26 @@ from fastapi import responses
 from gradio import themes
 from starlette import types
 
+from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import synthetic
+from ovi_jax.modality import AV
+from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.studio import engine as engines
+from ovi_jax.studio import events
 from ovi_jax.studio import gallery as galleries
 from ovi_jax.studio import jobs
+from ovi_jax.studio import maps
+from ovi_jax.studio import repeats
 from ovi_jax.synthetic.world import scene
 
 _log = logging.getLogger(__name__)
 
-PATH, CLIPS, EXAMPLES = "/studio", "/clips", "/examples"
+PATH, CLIPS, EXAMPLES, MAPS = "/studio", "/clips", "/examples", "/maps"
 VIDEOS = "/v1/videos"
 MAX_SHOWN = 48  # clips of the gallery in one answer
 MAX_JOBS = 50  # that have not ended, in one answer
@@ -101,6 +108,8 @@ class Functions:
     self._length = components.text_length
     self._tokenizer = components.tokenizer()
     self.gallery = galleries.Gallery(engine.store.folder)
+    # By clip: its version and its events.
+    self._events: dict[str, tuple[str, AV[list[float]]]] = {}
     self.examples = galleries.Gallery(_assets() / "examples")
 
   @property
@@ -113,6 +122,8 @@ class Functions:
       self.cancel,
       self.again,
       self.list_clips,
+      self.find_events,
+      self.draw_attention,
     )
 
   def about(self, _: Any = None) -> dict[str, Any]:
@@ -133,6 +144,9 @@ class Functions:
       "words": _word_groups() if knows_world else [],
       "examples": self._examples() if knows_world else [],
       "presets": _presets(recommended["num_steps"]),
+      "seconds": round(self._seconds(), 2),
+      "max_seconds": self.engine.limits.seconds,
+      "towers": list(self._manifest.architecture.fusion.present()),
       "seed": settings_lib.FIXED["seed"],
       "loras": self.engine.adapters.names(),
       "videos": VIDEOS,
@@ -147,8 +161,12 @@ class Functions:
     if self.engine.pipeline.components.weights == synthetic.WEIGHTS:
       name = "small Ovi"
     side = math.isqrt(variant.area)
-    frames = 1 + geometry.VIDEO_STRIDES[0] * (variant.latent_frames - 1)
-    return f"{name}, about {side}x{side} pixels, {frames / geometry.FPS:.1f} s"
+    return f"{name}, about {side}x{side} pixels, {self._seconds():.1f} s"
+
+  def _seconds(self) -> float:
+    """Length of the clips of the weights."""
+    latents = self._variant.latent_frames - 1
+    return (1 + geometry.VIDEO_STRIDES[0] * latents) / geometry.FPS
 
   def _knows_world(self) -> bool:
     """Whether the vocabulary is that of the synthetic world."""
@@ -215,27 +233,24 @@ class Functions:
       asked: `name` of the clip, and `seed`.
     """
     clip = self.gallery.find(_field(asked, "name"))
-    seed = {"seed": asked.get("seed")}
-    if (job := self._made(clip)) is not None:
-      return _job(self.engine.again(job.id, **seed))
-    if not is_repeatable(clip):
-      raise ValueError(
-        "this clip was not made here, and of given files or LoRAs; give them"
-        " again above"
-      )
-    config = clip.recipe.get("config")
-    settings = {
-      name: value
-      for name, value in (config if isinstance(config, dict) else {}).items()
-      if name in engines.SETTINGS
-    }
-    return _job(self.engine.submit(clip.prompt, settings | seed, lora=""))
+    request, folder = repeats.request_of(self.engine.store, clip)
+    return _job(self.engine.repeat(request, folder, seed=asked.get("seed")))
 
-  def _made(self, clip: galleries.Clip) -> jobs.Job | None:
-    """The job that made a clip; `None` if another program did."""
-    job = self.engine.store.made(clip.name)
-    same = job is not None and job.request.prompt == clip.prompt
-    return job if same else None
+  def find_events(self, name: Any) -> dict[str, Any]:
+    """Seconds at which something happens in the picture and the sound."""
+    clip = self.gallery.find(_a_text(name, 1000))
+    if self._events.get(clip.name, ("",))[0] != clip.version:
+      found = events.find(self.engine.store.folder / clip.name)
+      if len(self._events) >= MAX_SHOWN:
+        self._events.clear()
+      self._events[clip.name] = clip.version, found
+    return dict(self._events[clip.name][1].present())
+
+  def draw_attention(self, name: Any) -> dict[str, Any]:
+    """Where the clip with its attention maps is; draws them first."""
+    clip = self.gallery.find(_a_text(name, 1000))
+    maps.film(self.engine, clip)
+    return {"source": f"{MAPS}/{parse.quote(clip.stem)}.mp4?v={clip.version}"}
 
   def list_clips(self, asked: Any = None) -> dict[str, Any]:
     """Clips of the folder, the newest first.
@@ -252,7 +267,7 @@ class Functions:
     start = max(0, start) if type(start) is int else 0
     clips = []
     for clip in found[start : start + MAX_SHOWN]:
-      repeatable = is_repeatable(clip) or self._made(clip) is not None
+      repeatable = repeats.is_repeatable(self.engine.store, clip)
       has_latents = self.gallery.latents(clip) is not None
       clips.append({**_clip(clip, has_latents), "repeatable": repeatable})
     return {"clips": clips, "total": len(found)}
@@ -284,6 +299,10 @@ def mount(
   @routes.get(f"{CLIPS}/{{name}}")
   def clip(name: str) -> responses.Response:
     return _file(functions.gallery, name)
+
+  @routes.get(f"{MAPS}/{{name}}")
+  def attention_film(name: str) -> responses.Response:
+    return _film(functions.gallery, name)
 
   @routes.get(f"{EXAMPLES}/{{name}}")
   def example(name: str) -> responses.Response:
@@ -428,12 +447,6 @@ def local_page(page: str, style: str) -> str:
   return f"{before}<style>{style}</style>{end}{after}"
 
 
-def is_repeatable(clip: galleries.Clip) -> bool:
-  """Whether a clip can be made again from its recipe alone."""
-  given = (clip.recipe.get(n) for n in ("image", "given", "loras"))
-  return isinstance(clip.recipe.get("prompt"), str) and not any(given)
-
-
 def _presets(num_steps: int) -> list[dict[str, Any]]:
   """Names, numbers of steps and settings."""
   made = []
@@ -481,16 +494,21 @@ def _job(job: jobs.Job) -> dict[str, Any]:
 
 def _clip(clip: galleries.Clip, has_latents: bool) -> dict[str, Any]:
   """A clip as the page shows it."""
-  stem = parse.quote(clip.name.removesuffix(galleries.SUFFIX))
+  stem = parse.quote(clip.stem)
+  has_attention = has_latents and not any(
+    clip.recipe.get(name) for name in ("generate", "windows")
+  )
   return {
     "name": clip.name,
     "version": clip.version,
     "prompt": clip.prompt,
     "seed": clip.seed,
     "about": f"seed {clip.seed}",
-    "source": f"{CLIPS}/{stem}{galleries.SUFFIX}?v={clip.version}",
+    "kind": "audio" if clip.is_sound else "video",
+    "source": f"{CLIPS}/{parse.quote(clip.name)}?v={clip.version}",
     "recipe": f"{CLIPS}/{stem}.json",
     "latents": f"{CLIPS}/{stem}.npz" if has_latents else "",
+    "attention": has_attention,
     "settings": clip.settings,
   }
 
@@ -500,10 +518,10 @@ def _file(gallery: galleries.Gallery, name: str) -> responses.Response:
   stem, _, ending = name.rpartition(".")
   try:
     if ending == "json":
-      clip = gallery.find(f"{stem}{galleries.SUFFIX}")
+      clip = gallery.find_stem(stem)
       return responses.JSONResponse(clip.recipe, headers=_HEADERS)
     if ending == "npz":
-      latents = gallery.latents(gallery.find(f"{stem}{galleries.SUFFIX}"))
+      latents = gallery.latents(gallery.find_stem(stem))
       if latents is None:
         raise ValueError("the latents of this clip were not saved")
       kind = "application/octet-stream"
@@ -511,10 +529,24 @@ def _file(gallery: galleries.Gallery, name: str) -> responses.Response:
     path = gallery.path(name)
   except ValueError as error:
     raise fastapi.HTTPException(404, str(error)) from error
+  return _media(path)
+
+
+def _film(gallery: galleries.Gallery, name: str) -> responses.Response:
+  """The attention maps of a clip."""
+  try:
+    path = attention_maps.files_of(gallery.path(name))[0]
+    inside = f"{path.parent.name}/{path.name}"
+    return _media(files.inside(gallery.folder, inside))
+  except (OSError, ValueError) as error:
+    raise fastapi.HTTPException(404, "there are no such maps") from error
+
+
+def _media(path: Any) -> responses.Response:
+  """A file whose address changes with it."""
   cache = {"cache-control": "private, max-age=31536000, immutable"}
-  return responses.FileResponse(
-    path, media_type="video/mp4", headers=_HEADERS | cache
-  )
+  kind = outputs.MEDIA_TYPES[path.suffix]
+  return responses.FileResponse(path, media_type=kind, headers=_HEADERS | cache)
 
 
 def _a_text(value: Any, limit: int) -> str:

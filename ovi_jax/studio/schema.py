@@ -18,12 +18,12 @@ from typing import TypeVar
 import pydantic
 
 from ovi_jax import untrusted
-from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 
 T = TypeVar("T")
 MODEL = "ovi"
-# Given files by their names in the API.
+# Given files by their names in the API: OpenAI's for the first frame.
 FILES = {
   "input_reference": "image",
   "last_image": "last_image",
@@ -53,6 +53,15 @@ class Pair(pydantic.BaseModel, Generic[T]):
   audio: T | None = None
 
 
+class Trim(pydantic.BaseModel):
+  """The part of each given file that is used."""
+
+  model_config = pydantic.ConfigDict(extra="forbid")
+  video: str | tuple[float, float] | None = None
+  audio: str | tuple[float, float] | None = None
+  extend: str | tuple[float, float] | None = None
+
+
 class Reference(pydantic.BaseModel):
   """A file within JSON."""
 
@@ -79,7 +88,12 @@ class CreateVideo(pydantic.BaseModel):
     description="WIDTHxHEIGHT. Its ratio counts; the weights decide the area.",
   )
   seconds: str | float | None = pydantic.Field(
-    None, description="The length that the weights have, or nothing."
+    None,
+    description="Length of the clip, or of what is generated behind extend; by"
+    " default that of the given media or of the weights.",
+  )
+  generate: Literal["both", "video", "audio"] = pydantic.Field(
+    "both", description="Video with sound, a silent video, or sound (wav)."
   )
   input_reference: Media = pydantic.Field(
     None, description="Picture of the first frame."
@@ -95,6 +109,11 @@ class CreateVideo(pydantic.BaseModel):
   )
   extend: Media = pydantic.Field(
     None, description="Clip that is continued; the answer holds it, too."
+  )
+  trim: Trim | None = pydantic.Field(
+    None,
+    description="Start and end in seconds that are used of video, audio or"
+    " extend, such as 1.5-4; all other times count from the start.",
   )
   keep: str | list[tuple[float, float]] | None = pydantic.Field(
     None, description="Seconds of given media that stay, such as 0-2,4-5."
@@ -129,10 +148,10 @@ class CreateVideo(pydantic.BaseModel):
   )
 
   def settings(self) -> dict[str, Any]:
-    """Settings of the request, see `engine.SETTINGS`."""
+    """Settings of the request, see `requests.SETTINGS`."""
     found = {
       name: value
-      for name in engines.SETTINGS
+      for name in requests.SETTINGS
       if (value := getattr(self, name, None)) is not None
     }
     for name, value in found.items():
@@ -145,9 +164,27 @@ class CreateVideo(pydantic.BaseModel):
       found |= {"width": int(match[1]), "height": int(match[2])}
     return found
 
+  def length(self) -> float | None:
+    """The seconds that are asked for; `None` if they are not.
+
+    Raises:
+      FieldError: they are no number.
+    """
+    if self.seconds is None or self.seconds == "":
+      return None
+    try:
+      return float(self.seconds)
+    except ValueError as error:
+      raise FieldError("seconds", "expected a number") from error
+
   def given(self) -> dict[str, Any]:
-    """Given media of a JSON request, see `engine.GIVEN`."""
-    found = {"keep": self.keep, "keep_audio_until": self.keep_audio_until}
+    """Given media of a JSON request, see `requests.GIVEN`."""
+    found: dict[str, Any] = {
+      "keep": self.keep,
+      "keep_audio_until": self.keep_audio_until,
+    }
+    if self.trim is not None:
+      found["trim"] = self.trim.model_dump(exclude_none=True)
     for name, ours in FILES.items():
       value = getattr(self, name)
       if isinstance(value, Reference):

@@ -40,15 +40,16 @@ from starlette import formparsers
 from starlette import requests
 
 import ovi_jax
-from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.media import decode
 from ovi_jax.media import mp4
+from ovi_jax.media import wav
 from ovi_jax.sampling import outputs
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import guard
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests as requests_lib
 from ovi_jax.studio import schema
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,6 @@ MAX_JSON = 16 << 20  # bytes of a JSON request, files within it included
 _MAX_FIELDS = 64
 _MAX_FIELD = 256 << 10  # bytes of a field of multipart that is no file
 _MORE = 1 << 20  # bytes of a request besides its files
-_LENGTH_TOLERANCE = 0.5  # seconds
 _BRACKETS = re.compile(r"(\w+)\[(\w+)\]", re.ASCII)
 _REFUSED = {
   status: {"model": schema.ErrorBody, "description": text}
@@ -73,7 +73,10 @@ _REFUSED = {
   }.items()
 }
 _FILES = {
-  "video/mp4": {"schema": {"type": "string", "format": "binary"}},
+  **{
+    kind: {"schema": {"type": "string", "format": "binary"}}
+    for kind in outputs.MEDIA_TYPES.values()
+  },
   "application/json": {"schema": {"type": "object"}},
 }
 Id = Annotated[str, fastapi.Path(max_length=100)]
@@ -334,31 +337,21 @@ def _submit(
       param="model",
       code="model_not_found",
     )
-  if asked.seconds is not None:
-    _check_seconds(engine, asked.seconds)
   lora = None
   if asked.lora is not None:
     try:
       lora = engine.adapters.resolve(asked.lora)
     except ValueError as error:
       raise schema.FieldError("lora", str(error)) from error
-  job = engine.submit(asked.prompt, asked.settings(), given, lora=lora)
+  job = engine.submit(
+    asked.prompt,
+    asked.settings(),
+    given,
+    seconds=asked.length(),
+    generate=asked.generate,
+    lora=lora,
+  )
   return schema.video(job)
-
-
-def _check_seconds(engine: engines.Engine, wanted: str | float) -> None:
-  """The length of a clip is that of the weights."""
-  variant = engine.pipeline.components.manifest.geometry
-  length = 1 + geometry.VIDEO_STRIDES[0] * (variant.latent_frames - 1)
-  length /= geometry.FPS
-  try:
-    found = float(wanted)
-  except ValueError as error:
-    raise schema.FieldError("seconds", "expected a number") from error
-  if not abs(found - length) <= _LENGTH_TOLERANCE:
-    raise schema.FieldError(
-      "seconds", f"these weights make clips of {length:.0f} seconds"
-    )
 
 
 def _content(
@@ -371,7 +364,7 @@ def _content(
     )
   clip = engine.store.folder / job.clip
   path, kind = {
-    "video": (clip, "video/mp4"),
+    "video": (clip, outputs.MEDIA_TYPES[clip.suffix]),
     "thumbnail": (clip, "image/webp"),
     "metadata": (clip.with_suffix(".json"), "application/json"),
     "latents": (outputs.latents_of(clip), "application/octet-stream"),
@@ -379,6 +372,8 @@ def _content(
   if not path.is_file():
     raise _RequestError(404, "there is no such file of this clip")
   if variant == "thumbnail":
+    if clip.suffix == ".wav":
+      raise _RequestError(404, "the clip is sound alone")
     return responses.Response(_thumbnail(clip), media_type=kind)
   if variant == "metadata":
     # Written by `sample.py` it may have paths of this machine.
@@ -400,21 +395,26 @@ def _preview(engine: engines.Engine, id: str) -> responses.Response:
   preview = engine.preview(id)
   if preview is None:
     raise _RequestError(409, "there is no preview yet; ask again")
-  with storage.spool() as folder:
-    path = folder / "preview.mp4"
-    mp4.write(
-      path,
-      [preview.frames],
-      preview.audio,
-      preview.fps,
-      preview.sample_rate,
-      threads=1,
-      preset=mp4.FAST,
-    )
-    data = path.read_bytes()
+  if preview.frames is None:
+    wave_A: Any = preview.audio
+    data = wav.encode(wave_A, preview.sample_rate)
+  else:
+    with storage.spool() as folder:
+      path = folder / "preview.mp4"
+      mp4.write(
+        path,
+        [preview.frames],
+        preview.audio,
+        preview.fps,
+        preview.sample_rate,
+        threads=1,
+        preset=mp4.FAST,
+      )
+      data = path.read_bytes()
+  suffix = ".wav" if preview.frames is None else ".mp4"
   return responses.Response(
     data,
-    media_type="video/mp4",
+    media_type=outputs.MEDIA_TYPES[suffix],
     headers={"Cache-Control": "no-store", "X-Step": str(preview.step)},
   )
 
@@ -436,7 +436,7 @@ def _add_errors(app: fastapi.FastAPI) -> None:
   add(_RequestError, lambda e: answer(e.status, e.message, **e.more))
   add(schema.FieldError, lambda e: answer(400, str(e), param=e.field or None))
   add(engines.QueueFullError, lambda e: answer(429, str(e), code="queue_full"))
-  add(engines.RequestError, lambda e: answer(400, str(e)))
+  add(requests_lib.RequestError, lambda e: answer(400, str(e)))
   add(
     jobs.UnknownJobError,
     lambda e: answer(404, "there is no clip of this id", code="not_found"),

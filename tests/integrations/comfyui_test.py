@@ -21,7 +21,7 @@ from tests.lib import fake_sampling
 from tests.lib import studio_server
 
 FOLDER = child_env.ROOT / "integrations" / "comfyui"
-WIDGETS = {"STRING", "INT", "FLOAT", "BOOLEAN"}
+WIDGETS = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
 SOCKETS = {"IMAGE", "AUDIO", "VIDEO", "OVI_LORA"}
 
 
@@ -121,12 +121,18 @@ def defaults(node) -> dict:
   }
 
 
+def _kind(kind) -> str:
+  """A list of choices is a combo box."""
+  return "COMBO" if isinstance(kind, list) else kind
+
+
 def test_the_nodes_load_without_torch_or_comfyui(nodes):
-  assert set(nodes) == {"OviVideo", "OviLora"}
+  assert set(nodes) == {"OviVideo", "OviSound", "OviLora"}
   for node in nodes.values():
     inputs = node.INPUT_TYPES()
     named = {**inputs["required"], **inputs.get("optional", {})}
-    assert {kind for kind, *_ in named.values()} <= WIDGETS | SOCKETS
+    kinds = {_kind(kind) for kind, *_ in named.values()}
+    assert kinds <= WIDGETS | SOCKETS
     function = inspect.signature(getattr(node, node.FUNCTION))
     assert set(function.parameters) - {"self"} == set(named)
     optional = {
@@ -149,11 +155,12 @@ def test_the_example_workflow_fits_the_nodes(nodes):
   expected = []
   for part in ("required", "optional"):
     for kind, *options in inputs[part].values():
+      kind = _kind(kind)
       if kind in WIDGETS:
         expected.append(kind)
         if options and options[0].get("control_after_generate"):
           expected.append("STRING")
-  kinds = {"STRING": str, "INT": int, "FLOAT": float}
+  kinds = {"STRING": str, "INT": int, "FLOAT": float, "COMBO": str}
   assert len(ours["widgets_values"]) == len(expected)
   for value, kind in zip(ours["widgets_values"], expected):
     assert isinstance(value, kinds[kind])
@@ -200,6 +207,46 @@ def test_a_clip_is_made_from_given_media(nodes, comfy, served):
   (video,) = node.make(**wanted, video=Video())
   assert len(mp4.read(video)[0]) == 5
   assert engine.query()[0].request.given == {"video": "video"}
+  node.make(**wanted | {"seconds": 0.5, "generate": "video"}, extend=None)
+  request = engine.query()[0].request
+  assert (request.seconds, request.generate) == (0.5, "video")
+  with pytest.raises(Exception, match="extend and generate=video cannot be"):
+    node.make(**wanted | {"generate": "video"}, extend=Video())
+
+
+def test_a_clip_is_continued(nodes, comfy, served, monkeypatch):
+  """Up to the request: the trivial models make clips of one window."""
+  engine, address = served
+  example = child_env.ROOT / "ovi_jax/studio/assets/examples/1.mp4"
+
+  class Video:
+    def save_to(self, path):
+      pathlib.Path(path).write_bytes(example.read_bytes())
+
+  node = nodes["OviVideo"]()
+  module = type(node).make.__globals__
+  answer = lambda _, found: json.dumps(found).encode()  # noqa: E731
+  monkeypatch.setitem(module, "_wait", answer)
+  wanted = defaults(node) | {"url": address, "seconds": 1.0}
+  (video,) = node.make(**wanted, extend=Video())
+  found = json.loads(video.getvalue())
+  request = engine.get(found["id"]).request
+  assert (request.given, request.seconds) == ({"extend": "extend"}, 1.0)
+  engine.cancel(found["id"])
+
+
+def test_sound_is_made_alone(nodes, comfy, served, monkeypatch):
+  engine, address = served
+  torch = types.SimpleNamespace(from_numpy=Tensor)
+  monkeypatch.setitem(sys.modules, "torch", torch)
+  node = nodes["OviSound"]()
+  wanted = defaults(node) | {"url": address, "num_steps": 2, "seconds": 0.5}
+  (sound,) = node.make(**wanted)
+  assert sound["sample_rate"] == 16_000
+  assert sound["waveform"].numpy().shape[:2] == (1, 1)
+  assert np.abs(sound["waveform"].numpy()).max() > 0.5
+  (job,) = engine.query()
+  assert job.request.generate == "audio" and job.clip.endswith(".wav")
 
 
 def test_the_interrupt_button_cancels_the_clip(nodes, comfy, served):

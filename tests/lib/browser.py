@@ -36,8 +36,9 @@ _KEYS = {
   " ": ("Space", " "),
   "Tab": ("Tab", ""),
   "Enter": ("Enter", "\r"),
+  "ArrowRight": ("ArrowRight", ""),
 }
-_VIRTUAL = {" ": 32, "Tab": 9, "Enter": 13}
+_VIRTUAL = {" ": 32, "Tab": 9, "Enter": 13, "ArrowRight": 39}
 
 
 def find() -> str | None:
@@ -205,9 +206,15 @@ class Page:
     node = self.call("DOM.querySelector", nodeId=root, selector=selector)
     self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
 
-  def screenshot(self, path: pathlib.Path) -> None:
-    found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-    path.write_bytes(base64.b64decode(found["data"]))
+  def picture(self, whole: bool = False) -> bytes:
+    """A PNG of what the window shows, or of the whole page."""
+    found = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+    return base64.b64decode(found["data"])
+
+  def fill(self, selector: str, text: str) -> None:
+    """Replace the text of a field."""
+    self.run(f"document.querySelector({json.dumps(selector)}).select()")
+    self.type(text)
 
   def events(self) -> list[dict[str, Any]]:
     """Requests, errors and messages since the last call."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from ovi_jax import synthetic
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
@@ -25,7 +26,7 @@ class Models:
   """Text encoder, denoiser, decoder and encoders in one.
 
   Attributes:
-    batches: sizes of the batches that were denoised.
+    batches: sizes of the batches that were denoised; 0 for attention maps.
     step_seconds: that a step takes.
     began: set once a batch is denoised.
     gate: if it is not set, steps wait for it.
@@ -42,6 +43,10 @@ class Models:
   def texts(self, texts):
     return {text: np.zeros((1, 2), np.float32) for text in texts}
 
+  def restricted(self, components):
+    del components
+    return self
+
   def sample(self, noise, positives, negative, settings, given, on_step):
     del negative, given
     self.batches.append(len(positives))
@@ -57,6 +62,18 @@ class Models:
         )
       )
     return x
+
+  def maps(self, latents, noise, positive, given, heads):
+    del noise, positive, given, heads
+    _, T, H, W, _ = latents.video.shape
+    S = latents.audio.shape[1]
+    self.batches.append(0)
+    return attention_maps.Maps(
+      audio_STHW=np.full((S, T, H, W), 1 / (T * H * W), np.float32),
+      video_THWS=np.full((T, H, W, S), 1 / S, np.float32),
+      audio_near_GN=np.ones((1, 1), np.float32),
+      video_near_GN=np.ones((1, 1), np.float32),
+    )
 
   def frames(self, latents_BTHWC):
     grey = int(1000 * np.abs(np.asarray(latents_BTHWC)).mean()) % 256

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,66 @@ def test_seconds_are_taken_as_they_are(folder):
       for value in values
     }
     assert len(stems) == 1
+
+
+@pytest.mark.parametrize(
+  ("text", "path", "span"),
+  [
+    ("a.mp4", "a.mp4", conditions.ANY),
+    ("a.mp4#t=1.5,4", "a.mp4", (1.5, 4.0)),
+    ("gs://b/a#t=1", "gs://b/a", (1.0, np.inf)),
+    ("a#t=1#t=,2", "a#t=1", (0.0, 2.0)),
+    ("a#t=x", "a#t=x", conditions.ANY),
+  ],
+)
+def test_a_part_of_a_file_is_named_after_it(text, path, span):
+  assert conditions.split_span(text) == (path, span)
+  if span[1] < np.inf:
+    written = conditions.with_span(path, span)
+    assert conditions.split_span(written) == (path, span)
+
+
+def test_a_part_of_a_file_is_used(folder):
+  """Frames, length, sound and name are those of the part."""
+  clip_at = str(folder / "clip.mp4")
+  (whole,) = requests.expand(asked(folder, video=clip_at), 1, 3, **SIZE)
+  (part,) = requests.expand(
+    asked(folder, video=f"{clip_at}#t=0.25,0.75", keep=[(0, 0.4)]),
+    *(1, 3),
+    **SIZE,
+  )
+  assert whole.given.span("video") == conditions.ANY
+  assert part.given.span("video") == (0.25, 0.75)
+  assert part.media_seconds == pytest.approx(0.5)
+  assert part.sound[0] == 0 and 0.4 < part.sound[1] <= 0.5
+  assert part.stem != whole.stem
+  assert part.given.metadata(str)["video"]["seconds"] == [0.25, 0.75]
+  frames = [
+    list(conditions.frames_of("video", part.given.video, span, count, CLIP))
+    for span, count in ((conditions.ANY, 25), ((0.25, 0.75), 14))
+  ]
+  np.testing.assert_array_equal(frames[1][:12], frames[0][6:18])
+  np.testing.assert_array_equal(frames[1][12:], [frames[0][17]] * 2)
+  for wrong, message in (
+    ("#t=2,3", "clip.mp4: the part begins at 2 s, the file lasts 1.04"),
+    ("#t=0.5,0.5", "video: expected a part FILE#t=START,END"),
+    ("#t=", "video: expected a part"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      requests.expand(asked(folder, video=clip_at + wrong), 1, 3, **SIZE)
+
+
+def test_sound_of_a_part_begins_at_its_start(folder):
+  waves = []
+  encoder: Any = types.SimpleNamespace(
+    encode=lambda wave_BA: waves.append(wave_BA[0]) or np.zeros((1, 32, 20))
+  )
+  for end in ("", "#t=0.5,0.75"):
+    (request,) = asked(folder, audio=str(folder / "tone.wav") + end)
+    conditions.encode_audio(request.given, CLIP, encoder)
+  whole_A, part_A = waves
+  np.testing.assert_array_equal(part_A[:4000], whole_A[8000:12_000])
+  assert np.abs(part_A[:4000]).max() > 0.1 and not part_A[4000:].any()
 
 
 def test_renoise_leaves_only_the_first_video_latent_clean():

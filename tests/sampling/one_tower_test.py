@@ -140,6 +140,15 @@ def test_sound_and_video_are_generated_alone(tmp_path):
   assert pipe._loaded["decoder"].video is None
   with pytest.raises(ValueError, match=r"ends in \.wav"):
     heard.save(tmp_path / "a.mp4")
+  # Of loaded weights of both towers.
+  whole = ovi_jax.Pipeline.from_pretrained()
+  part = whole.restricted("audio")
+  again = part("a", **short)
+  np.testing.assert_array_equal(again.audio, heard.audio)
+  assert again.metadata == heard.metadata and part._loaded is whole._loaded
+  assert whole.restricted("both") is whole
+  with pytest.raises(ValueError, match="opened for audio alone, got video"):
+    pipe.restricted("video")
   path = heard.save(tmp_path / "a.wav")
   with wave.open(str(path)) as file:
     assert file.getparams()[:4] == (1, 2, 16_000, 16 * 512)

@@ -12,6 +12,7 @@ from ovi_jax.modality import AV
 from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 from ovi_jax.studio import service
 from tests.lib import fake_sampling
 
@@ -64,7 +65,7 @@ def test_requests_of_the_service_name_loras(folder, tmp_path, monkeypatch):
   store = jobs.JobStore(tmp_path / "out")
   found = adapters.Adapters(folder)
   engine = engines.Engine(pipeline, store, adapters=found)
-  monkeypatch.setattr(engines.planning, "with_loras", lambda *_: None)
+  monkeypatch.setattr(requests.planning, "with_loras", lambda *_: None)
   app = service.create_app(engine)
   with testclient.TestClient(app, "http://localhost") as client:
     asked = {"prompt": "A red ball bounces.", "lora": "a.safetensors:0.5"}
@@ -95,6 +96,6 @@ def test_a_lora_recommends_how_given_latents_are_shown(
   store = jobs.JobStore(tmp_path / "out")
   engine = engines.Engine(type(pipeline)(components), store)
   request = jobs.ClipRequest(prompt="A red ball bounces.", settings={"seed": 1})
-  _, settings = engine._plan(request, tmp_path)
+  _, settings = engine.planner.plan(request, tmp_path)
   assert settings.conditioning == mode
   store.close()

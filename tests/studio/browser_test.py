@@ -1,7 +1,7 @@
 """The page in a real browser: a clip from its prompt to the gallery."""
 
 import contextlib
-import os
+import json
 import pathlib
 import socket
 import subprocess
@@ -9,8 +9,10 @@ import sys
 import time
 import urllib.request
 
+import numpy as np
 import pytest
 
+from ovi_jax.media import wav
 from tests.lib import browser as browsers
 from tests.lib import child_env
 
@@ -105,7 +107,7 @@ def has_text(selector, text):
 
 
 def test_a_clip_from_its_prompt_to_the_gallery_after_a_restart(tmp_path):
-  shots = pathlib.Path(os.environ.get("STUDIO_SCREENSHOTS") or tmp_path)
+  clips = tmp_path / "clips"
   with browsers.started() as chromium:
     page = chromium.page()
     page.dark(False)
@@ -115,9 +117,14 @@ def test_a_clip_from_its_prompt_to_the_gallery_after_a_restart(tmp_path):
       watch_prompt(page)
       watch_progress(page)
       watch_result(page)
-      page.screenshot(shots / "wide.png")
+      extend(page, *clips.glob("*.mp4"))
       cancel_with_picture(page)
       check_requests(page, origin)
+    assert len(list(clips.glob("*.mp4"))) == 2
+    tone_A = 0.5 * np.sin(np.arange(16_000) / 5)
+    wav.write(clips / "beep.wav", tone_A)
+    recipe = {"prompt": "A low beep.", "generate": "audio"}
+    (clips / "beep.json").write_text(json.dumps(recipe))
     with serving(tmp_path) as origin:
       page.open("about:blank")
       page.events()
@@ -126,7 +133,6 @@ def test_a_clip_from_its_prompt_to_the_gallery_after_a_restart(tmp_path):
       page.open(origin)
       page.wait(READY)
       find_in_gallery(page)
-      page.screenshot(shots / "phone.png")
       check_requests(page, origin)
 
 
@@ -152,6 +158,7 @@ def watch_prompt(page):
 def watch_progress(page):
   """A step, the time left and two previews are shown."""
   page.click("input[value='Balanced']")
+  page.fill("#seconds", "2")
   page.run(
     "window.steps = new Set(); new MutationObserver(() => { const { step } ="
     " document.querySelector('#player').dataset; if (step) steps.add(step); })"
@@ -177,11 +184,33 @@ def watch_result(page):
   for canvas in ("strip", "wave-a"):
     page.wait(f"{DRAWN.format(canvas)} > 1000")
   assert page.run("document.querySelector('#settings').innerText").count("12")
+  page.wait(has_text("#events", "in the sound"))
+  assert page.run("document.querySelectorAll('#marks-audio i').length")
+
+
+def extend(page, clip):
+  """The clip is continued from the page, without its beginning."""
+  page.click("input[value='Fast']")
+  page.fill("#seconds", "1")
+  page.click("#given summary")
+  page.upload("#file-extend", clip)
+  handle = "[data-name=extend] .trim input:not([disabled])"
+  page.wait(f"!!document.querySelector('{handle}')")
+  page.run(f"document.querySelector('{handle}').focus()")
+  for _ in range(10):
+    page.key("ArrowRight")
+  page.wait(has_text("[data-name=extend] .span", "0.50 to "))
+  page.click("#generate")
+  page.wait("document.querySelectorAll('#clips li').length === 2", SAMPLING)
+  # 1.5 of 2 seconds, and one more.
+  page.wait("document.querySelector('#video-a').duration > 2.3", SAMPLING)
+  assert page.run("document.querySelector('#video-a').duration") < 2.8
+  page.click("[data-name=extend] button")
+  page.wait("!!document.querySelector('#file-extend')")
 
 
 def cancel_with_picture(page):
   """A clip of a given picture begins, and is cancelled."""
-  page.click("#given summary")
   page.upload("#file-input_reference", FACE)
   page.wait(
     "document.querySelector('[data-name=input_reference] img')?.naturalWidth"
@@ -196,16 +225,28 @@ def cancel_with_picture(page):
 
 
 def find_in_gallery(page):
-  """The clip of before the restart is found, played and compared."""
-  page.wait("document.querySelectorAll('#clips li').length === 1")
+  """The clips of before the restart are found and played."""
+  page.wait("document.querySelectorAll('#clips li').length === 3")
   page.click("#search")
   page.type("dragon")
   page.wait("!document.querySelector('#gallery-empty').hidden")
   page.run("document.querySelector('#search').value = ''")
-  page.type("BALL red")
+  page.type("beep")
   page.wait("document.querySelectorAll('#clips li').length === 1")
   page.click("#clips button")
   page.wait("document.querySelector('#video-a').readyState >= 2")
+  shown = "getComputedStyle(document.querySelector('#strip')).display"
+  assert page.run(shown) == "none"
+  page.wait(f"{DRAWN.format('wave-a')} > 1000")
+  page.fill("#search", "BALL red 12")
+  page.wait("document.querySelectorAll('#clips li').length === 1")
+  page.wait(has_text("#clips", "red ball"))
+  page.click("#clips button")
+  page.wait("document.querySelector('#video-a').videoWidth > 0")
+  page.wait("document.querySelector('#video-a').readyState >= 3")
+  page.run("document.querySelector('#timeline').focus()")
+  page.key(" ")
+  page.wait("document.querySelector('#video-a').currentTime > 0.1")
   assert page.run("document.documentElement.scrollWidth") <= 390
   sizes = page.run(
     "[...document.querySelectorAll('.studio button, .studio .button')]"

@@ -14,6 +14,7 @@ from ovi_jax.sampling import outputs
 from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 from tests.lib import fake_sampling
 
 BALL = "A red ball bounces."
@@ -172,6 +173,12 @@ def clip(tmp_path, count=25, side=32) -> str:
       "audio: expected at most 1 seconds, found 2",
     ),
     ({"given": {"keep": "5"}}, "keep: expected intervals"),
+    ({"given": {"trim": {"video": "0-1"}}}, "trim: there is no video"),
+    ({"given": {"trim": {"image": "0-1"}}}, "trim: 'image' is unknown"),
+    ({"seconds": 1.5}, "seconds: expected at most 1, got 1.5"),
+    ({"seconds": float("nan")}, "seconds: expected at most 1, got nan"),
+    ({"seconds": 0.01}, "seconds must be at least 0.17"),
+    ({"generate": "smell"}, "generate 'smell' is unknown"),
     ({"given": {"keep": "0-1"}}, "add one"),
     ({"lora": "/no/such/lora.safetensors"}, "lora.safetensors"),
   ],
@@ -179,19 +186,74 @@ def clip(tmp_path, count=25, side=32) -> str:
 def test_what_cannot_be_made_is_refused_in_one_line(
   make, tmp_path, arguments, message
 ):
-  limits = engines.Limits(file_bytes=4 << 20, pixels=100_000, seconds=1.0)
+  limits = requests.Limits(file_bytes=4 << 20, pixels=100_000, seconds=1.0)
   engine, _ = make(limits=limits)
   arguments = {"prompt": BALL} | arguments
   given = arguments.get("given", {})
   if "CLIP" in given.values():
     arguments["given"] = dict.fromkeys(given, clip(tmp_path, 50))
-  with pytest.raises(engines.RequestError, match=message) as raised:
+  with pytest.raises(requests.RequestError, match=message) as raised:
     engine.submit(**arguments)
   said = str(raised.value)
   assert "\n" not in said and str(tmp_path) not in said and "/no" not in said
   assert engine.query() == []
   given_files = engine.store.folder / jobs.FOLDER / "given"
   assert not given_files.exists() or not list(given_files.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("trim", "message"),
+  [
+    ("2-1", "trim: expected intervals"),
+    ("0-1,1.5-2", "trim: expected one interval of video"),
+    ([1.0], "trim: expected"),
+    ("3-4", "video video: the part begins at 3 s, the file lasts 2.0"),
+    ("1-1.1", "the given file lasts 0.10 s"),
+  ],
+)
+def test_parts_that_a_file_has_not_are_refused(make, tmp_path, trim, message):
+  engine, _ = make()
+  given = {"video": clip(tmp_path, 50), "trim": {"video": trim}}
+  with pytest.raises(requests.RequestError, match=message) as raised:
+    engine.submit(BALL, None, given)
+  assert str(tmp_path) not in str(raised.value)
+
+
+def test_a_part_of_a_file_is_used_and_kept_for_repetitions(make, tmp_path):
+  engine, _ = make()
+  given = {"video": clip(tmp_path, 50), "trim": {"video": "0.5-1.5"}}
+  job = engine.submit(BALL, QUICK, given)
+  assert job.request.given == {"video": "video", "trim": {"video": [0.5, 1.5]}}
+  assert job.seconds == pytest.approx(21 / 24)  # of 24 frames, 1 + 4 k
+  again = engine.again(job.id, seed=1)
+  assert again.request.given == job.request.given
+  engine.start()
+  for found in finished(engine, job.id, again.id):
+    path = (engine.store.folder / found.clip).with_suffix(".json")
+    assert json.loads(path.read_text())["given"]["video"]["seconds"] == [
+      *(0.5, 1.5)
+    ]
+
+
+def test_length_and_tower_are_those_that_are_asked_for(make):
+  engine, _ = make()
+  short = engine.submit(BALL, QUICK, seconds=0.5)
+  long = engine.submit(BALL, QUICK, seconds=11.0)
+  sound = engine.submit(BALL, QUICK, seconds=0.5, generate="audio")
+  silent = engine.submit(BALL, QUICK, seconds=0.5, generate="video")
+  assert [x.seconds for x in (short, long, sound)] == [
+    pytest.approx(frames / 24) for frames in (13, 265, 13)
+  ]
+  assert (short.num_steps, long.num_steps) == (2, 6)  # in three windows
+  engine.cancel(long.id)
+  engine.start()
+  found = finished(engine, short.id, sound.id, silent.id)
+  suffixes = [x.clip.rpartition(".")[2] for x in found]
+  assert suffixes == ["mp4", "wav", "mp4"]
+  assert mp4.read(engine.store.folder / found[2].clip)[2] is None
+  again = engine.again(sound.id, seed=9)
+  assert (again.request.seconds, again.request.generate) == (0.5, "audio")
+  finished(engine, again.id)
 
 
 @pytest.mark.parametrize("folder", ["samples", "."])
@@ -208,12 +270,12 @@ def test_messages_lose_paths_and_no_words(pipe, tmp_path, monkeypatch, folder):
     (f"{weights}/vae/a.json: damaged", "vae/a.json: damaged"),
     (f"weights in {weights} have no tower", "weights in … have no tower"),
   ):
-    assert engine.public_message(ValueError(said)) == (shown or said)
+    assert engine.planner.public_message(ValueError(said)) == (shown or said)
   store.close()
 
 
 def test_only_so_many_clips_wait(make):
-  engine, _ = make(limits=engines.Limits(queued=1))
+  engine, _ = make(limits=requests.Limits(queued=1))
   engine.submit(BALL)
   with pytest.raises(engines.QueueFullError, match="1 clips wait already"):
     engine.submit(BALL)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 from ovi_jax.studio import schema
 from ovi_jax.studio import service
 from tests.lib import fake_sampling
@@ -77,7 +78,7 @@ def client(tmp_path_factory):
   pipeline, _ = fake_sampling.pipeline()
   store = jobs.JobStore(tmp_path_factory.mktemp("out"))
   # Not started: what is accepted waits.
-  limits = engines.Limits(file_bytes=1 << 20, queued=20)
+  limits = requests.Limits(file_bytes=1 << 20, queued=20)
   engine = engines.Engine(pipeline, store, limits=limits)
   with (
     studio_server.served(service.create_app(engine)) as address,

@@ -155,9 +155,11 @@ def resident(process: subprocess.Popen) -> int:
   not pathlib.Path("/proc/self/status").exists(), reason="/proc"
 )
 def test_memory_does_not_grow_with_the_number_of_jobs(tmp_path):
-  """With the small Ovi itself."""
+  """With the small Ovi: clips with previews, with a picture, and cancelled."""
   with socket.create_server(("127.0.0.1", 0)) as listening:
     port = listening.getsockname()[1]
+  picture = (child_env.ROOT / "docs/images/face.png").read_bytes()
+  previews, used, statuses = 0, {}, []
   command = [sys.executable, "-m", "ovi_jax.studio", f"--port={port}"]
   with (
     subprocess.Popen(
@@ -166,15 +168,37 @@ def test_memory_does_not_grow_with_the_number_of_jobs(tmp_path):
     ) as process,
     httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
   ):
+
+    def make(number: int) -> int:
+      """Make a clip, or cancel it after its preview; how many were seen."""
+      fields = {"prompt": f"Ball {number}.", "seconds": "1"}
+      fields["num_steps"] = "600" if number % 3 == 0 else "6"
+      files = {"input_reference": picture} if number % 3 == 1 else {}
+      asked = persistent(
+        client.post, "/v1/videos", data=fields, files=files or None
+      )
+      assert asked.status_code == 200, asked.text
+      at, seen = f"/v1/videos/{asked.json()['id']}", 0
+      while True:
+        # Previews are made for whoever asks while the clip waits or is made.
+        found = client.get(f"{at}/content", params={"variant": "preview"})
+        seen |= found.status_code == 200
+        if number % 3 == 0 and seen:
+          client.post(f"{at}/cancel")
+        status = client.get(at).json()
+        if status["status"] in ("completed", "failed"):
+          statuses.append((status["error"] or {}).get("code"))
+          return seen
+        time.sleep(0.02)
+
     try:
-      used = {}
       for number in range(1, 201):
-        values = {"prompt": f"Ball {number}.", "num_steps": 2}
-        id = persistent(client.post, "/v1/videos", json=values).json()["id"]
-        at = f"/v1/videos/{id}"
-        wait_for(lambda at=at: client.get(at).json()["status"] == "completed")
-        client.get(f"{at}/content", params={"variant": "preview"})
+        previews += make(number)
         used[number] = resident(process)
-      assert abs(used[200] / used[20] - 1) < 0.05, used
     finally:
       process.terminate()
+  wanted = ["cancelled" if n % 3 == 0 else None for n in range(1, 201)]
+  assert statuses == wanted
+  assert previews > 66  # of the cancelled ones, and of others
+  later = {n: size / used[20] for n, size in used.items() if n >= 20}
+  assert all(0.95 < share < 1.05 for share in later.values()), later

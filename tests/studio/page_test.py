@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 
 import fastapi
@@ -11,6 +12,7 @@ from fastapi import testclient
 
 import ovi_jax
 from ovi_jax.media import probe
+from ovi_jax.modality import AV
 from ovi_jax.sampling import previews
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
@@ -309,8 +311,62 @@ def test_the_small_ovi_extends_a_clip(pipeline, tmp_path):
   with engines.Engine(pipeline, store) as engine:
     job = engine.submit(PROMPT, {"num_steps": 2}, {"extend": example})
     done = engine.wait(job.id, 600)
+    short = engine.submit(PROMPT, {"num_steps": 2}, seconds=0.5)
+    short = engine.wait(short.id, 600)
+    functions = page.Functions(engine)
+    found = page._answer(functions.draw_attention)(short.clip)
+    assert found["source"].startswith("/maps/A_red"), found
+    film = page._film(functions.gallery, short.clip)
+    assert film.status_code == 200 and film.media_type == "video/mp4"
+    refused = page._answer(functions.draw_attention)(done.clip)
+    assert "several windows" in refused["error"]
   store.close()
   assert done.error is None and done.step == done.num_steps
   before, after = probe.seconds(example), probe.seconds(tmp_path / done.clip)
   assert after > 1.5 * before
   assert done.seconds == pytest.approx(after, abs=0.1)
+
+
+def test_events_are_found_once_for_each_version_of_a_clip(
+  engine, tmp_path, monkeypatch
+):
+  add_clip(tmp_path, "clip", {"prompt": PROMPT})
+  called = []
+
+  def find(path):
+    called.append(path.name)
+    return AV(audio=[0.5])
+
+  monkeypatch.setattr(page.events, "find", find)
+  functions = page.Functions(engine)
+  for _ in range(2):
+    assert functions.find_events("clip.mp4") == {"audio": [0.5]}
+  assert called == ["clip.mp4"]
+  os.utime(tmp_path / "clip.json", (1.0, 1.0))
+  functions.find_events("clip.mp4")
+  assert len(called) == 2
+  for strange in (None, 3, "../clip.mp4", {"a": 1}):
+    assert "error" in page._answer(functions.find_events)(strange)
+
+
+def test_sound_alone_is_in_the_gallery(engine, tmp_path):
+  add_clip(tmp_path, "clip", {"prompt": PROMPT})
+  (tmp_path / "clip.mp4").rename(tmp_path / "clip.wav")
+  functions = page.Functions(engine)
+  (clip,) = functions.list_clips()["clips"]
+  assert (clip["kind"], clip["attention"]) == ("audio", False)
+  assert clip["source"].startswith("/clips/clip.wav?v=")
+  response = page._file(functions.gallery, "clip.wav")
+  assert response.media_type == "audio/wav"
+  assert page._file(functions.gallery, "clip.json").status_code == 200
+
+
+def test_a_repetition_has_the_length_and_the_tower_of_its_clip(
+  engine, tmp_path
+):
+  recipe = {"prompt": PROMPT, "latent_frames": 4, "generate": "audio"}
+  add_clip(tmp_path, "clip", recipe)
+  again = page.Functions(engine).again({"name": "clip.mp4", "seed": 5})
+  request = engine.get(again["id"]).request
+  assert (request.seconds, request.generate) == (0.5, "audio")
+  assert request.settings["seed"] == 5

@@ -17,6 +17,7 @@ from ovi_jax.media import mp4
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import guard
 from ovi_jax.studio import jobs
+from ovi_jax.studio import requests
 from ovi_jax.studio import schema
 from ovi_jax.studio import service
 from tests.lib import fake_sampling
@@ -30,7 +31,7 @@ QUICK = {"prompt": BALL, "num_steps": 2}
 def engine(tmp_path_factory):
   pipeline, _ = fake_sampling.pipeline()
   store = jobs.JobStore(tmp_path_factory.mktemp("out"))
-  limits = engines.Limits(file_bytes=1 << 20)
+  limits = requests.Limits(file_bytes=1 << 20)
   with engines.Engine(pipeline, store, limits=limits) as found:
     yield found
   store.close()
@@ -126,7 +127,10 @@ def test_all_fields_of_a_form_are_read(client, engine):
     "negative_prompt": "blur",
     "slg_layer": "0",
     "conditioning": "clean",
-    "keep": "0-1,3-4",
+    "keep": "0-1,2-3",
+    "trim[audio]": "1-6",
+    "seconds": "4",
+    "generate": "both",
   }
   sound = io.BytesIO()
   with wave.open(sound, "wb") as file:
@@ -150,7 +154,25 @@ def test_all_fields_of_a_form_are_read(client, engine):
     "slg_layer": 0,
     "conditioning": "clean",
   }
-  assert request.given == {"audio": "audio", "keep": [[0.0, 1.0], [3.0, 4.0]]}
+  assert request.given == {
+    "audio": "audio",
+    "keep": [[0.0, 1.0], [2.0, 3.0]],
+    "trim": {"audio": [1.0, 6.0]},
+  }
+  assert (request.seconds, request.generate) == (4.0, "both")
+  assert found["seconds"] == "4.04"
+
+
+def test_sound_alone_is_a_wav(client, engine):
+  asked = QUICK | {"generate": "audio", "seconds": 0.5}
+  found = done(client, engine, client.post("/v1/videos", json=asked))
+  assert found["status"] == "completed", found
+  at = f"/v1/videos/{found['id']}/content"
+  content = client.get(at)
+  assert content.headers["content-type"] == "audio/wav"
+  assert content.content.startswith(b"RIFF")
+  error = problem(client.get(at, params={"variant": "thumbnail"}), 404)
+  assert error["message"] == "the clip is sound alone"
 
 
 def test_json_may_hold_a_picture(client, engine):
@@ -242,7 +264,10 @@ def test_a_running_clip_has_progress_previews_and_can_be_cancelled(
     ({"prompt": BALL, "steps": 5}, "steps", "not permitted"),
     ({"prompt": BALL, "size": "big"}, "size", "WIDTHxHEIGHT"),
     ({"prompt": BALL, "size": "1x9"}, None, "8 to 1"),
-    ({"prompt": BALL, "seconds": "12"}, "seconds", "clips of 5 seconds"),
+    ({"prompt": BALL, "seconds": "301"}, None, "at most 300"),
+    ({"prompt": BALL, "seconds": 0.01}, None, "at least 0.17"),
+    ({"prompt": BALL, "generate": "smell"}, "generate", "'both'"),
+    ({"prompt": BALL, "trim": {"image": "0-1"}}, "trim", "not permitted"),
     ({"prompt": BALL, "seconds": "x"}, "seconds", "a number"),
     ({"prompt": BALL, "seed": -1}, None, "seeds must be"),
     ({"prompt": BALL, "guidance_scale": {"x": 1}}, "guidance_scale", ""),

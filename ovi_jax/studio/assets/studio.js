@@ -11,9 +11,10 @@ const MEDIA = {
   audio: ["Sound", "audio/*,video/mp4"],
   extend: ["Clip to extend", "video/*"],
 };
+const TRIMMED = new Set(["video", "audio", "extend"]);
 const OPEN = new Set(["queued", "running"]);
 const state = {
-  about: null, text: "", kinds: [], read: 0, files: {}, jobs: [], job: "",
+  about: null, text: "", kinds: [], read: 0, files: {}, trims: {}, jobs: [], job: "",
   clip: null, other: null, comparing: false, source: "", draws: 0, preview: 0, clips: [],
   total: 0, timer: 0, polls: 0, mine: new Set(), failed: new Map(), failures: 0,
 };
@@ -126,12 +127,13 @@ function showWords(groups) {
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 // A button with a clip that plays while it is pointed at or focused.
-function thumbnail({ source, caption, about }, onclick) {
+function thumbnail({ source, caption, about, sound }, onclick) {
   const video = make("video", {
     muted: true, loop: true, playsInline: true, preload: "none", tabIndex: -1,
   });
   video.setAttribute("aria-hidden", "true");
   video.dataset.source = source;
+  if (sound) video.classList.add("sound");
   const button = make(
     "button", { type: "button", onclick }, ...(source ? [video] : []),
     make("span", { className: "caption", textContent: caption }),
@@ -181,6 +183,7 @@ function showFiles() {
     if (file) {
       const kind = { video: "video", audio: "audio", extend: "video" }[name] || "img";
       const media = make(kind, { src: urlOf(file) });
+      box.classList.toggle("timed", TRIMMED.has(name));
       if (kind === "img") media.alt = `${label}: ${file.name}`;
       else {
         media.controls = true;
@@ -188,6 +191,7 @@ function showFiles() {
       }
       box.append(make(
         "div", { className: "shown" }, media,
+        ...(TRIMMED.has(name) ? [trimmer(name, label, media)] : []),
         make("div", { className: "name", textContent: file.name }),
         make("button", {
           type: "button", textContent: `Remove ${label.toLowerCase()}`,
@@ -213,11 +217,57 @@ function showFiles() {
   $("given-count").textContent = count ? `(${count})` : "";
 }
 
+// Two handles for the part of a file that is used.
+function trimmer(name, label, media) {
+  const handles = ["Start", "End"].map((end) => make("input", {
+    type: "range", min: 0, max: 1, step: 0.05, value: end === "End" ? 1 : 0,
+    disabled: true, ariaLabel: `${end} of ${label.toLowerCase()}`,
+  }));
+  const [start, end] = handles;
+  const said = make("div", { className: "soft small span" });
+  const row = make("div", { className: "trim", dataset: { name } }, ...handles);
+  // The last step of the end is the end of the file, which may lie between two.
+  const span = () => {
+    const length = Number(end.max);
+    const last = Number(end.value);
+    return [Number(start.value), last > length - Number(end.step) ? length : last, length];
+  };
+  const show = () => {
+    const [from, to, length] = span();
+    row.style.setProperty("--from", from / length);
+    row.style.setProperty("--to", to / length);
+    said.textContent = `${from.toFixed(2)} to ${to.toFixed(2)} of ${length.toFixed(2)} s`;
+  };
+  const moved = (handle) => {
+    const least = 0.25;
+    if (handle === start) start.value = Math.min(start.value, end.value - least);
+    else end.value = Math.max(end.value, Number(start.value) + least);
+    const [from, to, length] = span();
+    if (from <= 0 && to >= length) delete state.trims[name];
+    else state.trims[name] = [from, to];
+    media.currentTime = Number(handle.value);
+    show();
+  };
+  for (const handle of handles) handle.oninput = () => moved(handle);
+  media.addEventListener("loadedmetadata", () => {
+    if (!Number.isFinite(media.duration)) return;
+    for (const handle of handles) {
+      handle.max = media.duration;
+      handle.step = Math.min(0.05, media.duration / 20);
+      handle.disabled = false;
+    }
+    [start.value, end.value] = state.trims[name] || [0, media.duration];
+    show();
+  });
+  return make("div", {}, row, said);
+}
+
 function give(name, file) {
   if (file && file.size > state.about.max_bytes) {
     say(`${file.name}: at most ${Math.floor(state.about.max_bytes / 2 ** 20)} MiB are read`);
     file = null;
   }
+  delete state.trims[name];
   if (file) state.files[name] = file;
   else delete state.files[name];
   showFiles();
@@ -253,6 +303,11 @@ async function submit(seed) {
     form.set(name, String(value));
   }
   for (const [name, file] of Object.entries(state.files)) form.set(name, file, file.name);
+  for (const [name, span] of Object.entries(state.trims)) {
+    form.set(`trim[${name}]`, span.map((x) => x.toFixed(3)).join("-"));
+  }
+  if ($("seconds").value) form.set("seconds", $("seconds").value);
+  form.set("generate", $("tower").value);
   if ($("keep").value.trim()) form.set("keep", $("keep").value.trim());
   if ($("keep-audio-until").value) form.set("keep_audio_until", $("keep-audio-until").value);
   const loras = chosenLoras();
@@ -413,6 +468,7 @@ async function showPreview(id) {
   const response = await request(`${state.about.videos}/${id}/content?variant=preview`);
   if (!response.ok || state.job !== id) return;
   const step = response.headers.get("X-Step");
+  const isSound = response.headers.get("Content-Type").startsWith("audio/");
   const url = URL.createObjectURL(await response.blob());
   if (state.job !== id) {
     URL.revokeObjectURL(url);
@@ -424,6 +480,8 @@ async function showPreview(id) {
   $("name-a").textContent = "";
   if ($("player").dataset.step === undefined) first.muted = true;
   $("player").dataset.step = step;
+  setKind(isSound);
+  showEvents({});
   setOther(null);
   setSource(url);
   first.currentTime = at;
@@ -516,7 +574,9 @@ async function drawTimeline() {
   const number = state.draws += 1;
   const isCurrent = () => number === state.draws;
   if (!source) return;
-  const tasks = [drawStrip(source, isCurrent), (async () => {
+  drawWave($("wave-a"), []);  // until it is read, or if there is no sound
+  const isSound = $("player").classList.contains("sound");
+  const tasks = [isSound ? null : drawStrip(source, isCurrent), (async () => {
     const peaks = await peaksOf(source);
     if (isCurrent()) drawWave($("wave-a"), peaks);
   })()];
@@ -533,16 +593,87 @@ function setSource(source) {
   if (state.source === source) return;
   if (state.source.startsWith("blob:")) URL.revokeObjectURL(state.source);
   state.source = source;
-  first.src = source;
+  if (first.getAttribute("src") !== source) first.src = source;
   drawTimeline();
 }
 
+// Of sound alone there are no frames.
+function setKind(isSound) {
+  $("player").classList.toggle("sound", isSound);
+}
+
+// Marks on the time axis, and how many there are in words.
+function showEvents(found) {
+  const names = { video: "picture", audio: "sound" };
+  const said = [];
+  for (const [name, what] of Object.entries(names)) {
+    const times = found[name] || [];
+    $(`marks-${name}`).replaceChildren(...times.map((at) => make("i", {
+      title: `${what}, ${at.toFixed(2)} s`, dataset: { at },
+    })));
+    if (times.length) said.push(`${times.length} in the ${what}`);
+  }
+  $("events").textContent = said.length ? `Events: ${said.join(", ")}.` : "";
+  $("events").hidden = !said.length;
+  placeEvents();
+}
+
+function placeEvents() {
+  for (const each of $("timeline").querySelectorAll(".events i")) {
+    each.style.left = `${(100 * each.dataset.at) / (first.duration || Infinity)}%`;
+  }
+}
+
+async function findEvents(clip) {
+  try {
+    const found = await call("find_events", clip.name);
+    if (state.clip === clip && !$("result").hidden) showEvents(found);
+  } catch {  // of a long clip
+    if (state.clip === clip) showEvents({});
+  }
+}
+
+// The clip with what its sound attends to; drawn by the server when it is asked for.
+async function attention() {
+  const { clip } = state;
+  const button = $("attention");
+  if (button.getAttribute("aria-pressed") === "true") {
+    show(clip);
+    return;
+  }
+  button.disabled = true;
+  button.textContent = "Drawing attention";
+  try {
+    const { source } = await call("draw_attention", clip.name);
+    if (state.clip === clip && !$("result").hidden) {
+      const at = first.currentTime;
+      const paused = first.paused;
+      first.src = source;
+      first.currentTime = at;
+      if (!paused) first.play().catch(() => {});
+      setAttention(true);
+    }
+  } catch (error) { say(error.message); }
+  button.disabled = false;
+  if (button.getAttribute("aria-pressed") !== "true") setAttention(false);
+}
+
+function setAttention(on) {
+  $("attention").setAttribute("aria-pressed", String(on));
+  $("attention").textContent = on ? "Hide attention" : "Show attention";
+}
+
 function show(clip) {
+  const isNew = state.clip !== clip;
   state.clip = clip;
+  setKind(clip.kind === "audio");
+  setAttention(false);
+  $("attention").hidden = !clip.attention;
   delete $("player").dataset.step;
   $("live").hidden = $("nothing").hidden = $("preview-step").hidden = true;
   $("player").hidden = $("result").hidden = false;
   $("get-mp4").href = clip.source;
+  $("get-mp4").textContent = clip.kind === "audio" ? "wav" : "mp4";
   $("get-json").href = clip.recipe;
   $("get-latents").href = clip.latents;
   $("get-latents").hidden = !clip.latents;
@@ -554,7 +685,9 @@ function show(clip) {
   first.muted = false;
   setOther(state.other && state.other.name !== clip.name ? state.other : null);
   $("name-a").textContent = state.other ? `A: ${clip.prompt}` : clip.prompt;
+  if (first.getAttribute("src") !== clip.source) first.src = clip.source;
   setSource(clip.source);
+  if (isNew || !$("marks-video").children.length) findEvents(clip);
   markCurrent();
 }
 
@@ -620,6 +753,7 @@ function showAxis() {
     }));
   }
   $("axis").replaceChildren(...marks);
+  placeEvents();
   follow();
 }
 
@@ -656,7 +790,10 @@ function showGallery() {
     const old = kept.get(clip.name);
     if (old && old.dataset.version === clip.version) return old;
     const row = thumbnail(
-      { source: clip.source, caption: clip.prompt, about: clip.about }, () => choose(clip));
+      {
+        source: clip.source, caption: clip.prompt, about: clip.about,
+        sound: clip.kind === "audio",
+      }, () => choose(clip));
     Object.assign(row.dataset, { name: clip.name, version: clip.version });
     return row;
   }));
@@ -703,6 +840,7 @@ function connect() {
     prompt.focus();
   };
   $("compare").onclick = compare;
+  $("attention").onclick = attention;
   $("more").onclick = () => search(true);
   let searching = 0;
   $("search").oninput = () => {
@@ -752,7 +890,11 @@ function connect() {
   }).observe(line);
 }
 
-function showSettings({ presets, seed, loras }) {
+function showSettings({ presets, seed, loras, seconds, max_seconds: longest, towers }) {
+  $("seconds").placeholder = String(seconds);
+  $("seconds").max = longest;
+  $("towers").hidden = towers.length < 2;
+  if (towers.length < 2) $("tower").replaceChildren(make("option", { value: towers[0] }));
   $("presets").replaceChildren(...presets.map(({ name, about }, i) => make(
     "label", {},
     make("input", { type: "radio", name: "preset", value: name, checked: i === 0 }),
