@@ -64,8 +64,8 @@ def test_a_kernel_is_dequantized_in_the_fusion_of_its_product():
   params = {"in": layer(WIDTH, HIDDEN), "out": layer(HIDDEN, WIDTH)}
   x = argument(jnp.bfloat16, TOKENS, WIDTH)
   ours, naive = (
-    jax.jit(function).lower(x, params).compile().as_text()
+    hlo.parse(jax.jit(function).lower(x, params).compile().as_text() or "")
     for function in (by_block, all_at_once)
   )
-  assert " s8[" in ours and not stored_matrices(hlo.parse(ours))
-  assert (BLOCKS, WIDTH, HIDDEN) in stored_matrices(hlo.parse(naive))
+  assert ours.computations and not stored_matrices(ours)
+  assert (BLOCKS, WIDTH, HIDDEN) in stored_matrices(naive)

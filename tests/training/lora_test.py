@@ -19,7 +19,7 @@ from ovi_jax.lora import adapter
 from ovi_jax.lora import files
 from ovi_jax.lora import names
 from ovi_jax.models import low_rank
-from ovi_jax.sharding import meshes
+from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import export
 from ovi_jax.training import loop
 from ovi_jax.training import param_filter
