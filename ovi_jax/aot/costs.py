@@ -359,6 +359,18 @@ def _sliced_bytes(
   return _used_bytes(program, called, parameter)
 
 
+def _is_layout(program: hlo.Program, each: hlo.Instruction) -> bool:
+  """Whether an instruction of a fusion is its operand in another layout.
+
+  So is a nested fusion of a copy: only what is used of it is read.
+  """
+  if each.opcode != "fusion":
+    return each.opcode == "bitcast"
+  inner = program.computations[each.called("calls")].instructions
+  first, *others = (x.opcode for x in inner)
+  return first == "parameter" and others in (["copy"], ["bitcast"])
+
+
 def _used_bytes(
   program: hlo.Program, where: hlo.Computation, name: str
 ) -> float | None:
@@ -373,8 +385,9 @@ def _used_bytes(
         taken = float(user.bytes) if number == 0 else 0.0
       elif user.opcode == "dynamic-update-slice" and number == 0:
         taken = 0.0  # in place
-      elif user.opcode == "bitcast":
-        taken = _used_bytes(program, where, user.name)
+      elif _is_layout(program, user):
+        is_result = user is where.instructions[-1]
+        taken = None if is_result else _used_bytes(program, where, user.name)
       elif user.opcode == "fusion":
         inner = program.computations[user.called("calls")]
         taken = _sliced_bytes(program, inner, number)

@@ -13,14 +13,12 @@ written in its format has the same tensors, except that `lora_down` of a
 convolution, which may be a matrix, is written with all axes.
 """
 
-import json
 import math
 import os
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 from typing import NamedTuple
 
 import ml_dtypes
@@ -30,7 +28,9 @@ from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.convert import normalize
 from ovi_jax.lora import adapter
+from ovi_jax.lora import layouts
 from ovi_jax.lora import names
+from ovi_jax.lora import peft
 from ovi_jax.modality import AV
 from ovi_jax.models import dit
 from ovi_jax.models import low_rank
@@ -45,7 +45,6 @@ FORMAT_KEY, FORMAT = "ovi_jax.format", f"{names.OWN} 1"
 BASE_KEY = "ovi_jax.base"  # digest of the weights that were adapted
 # How given latents were shown in its training, if it was trained with them.
 CONDITIONING_KEY, CLEAN = "ovi_jax.conditioning", "clean"
-PEFT_KEY = "lora_adapter_metadata"
 DOWN, UP, ALPHA, DIFF = "down", "up", "alpha", "diff"
 _KINDS = {
   "diff": names.WEIGHT,
@@ -69,6 +68,8 @@ _PAIR = re.compile(
 _OTHER = re.compile(
   r"(?P<layer>.+?)(?:\.default)?\.(?P<part>alpha|diff|diff_b|diff_m)"
 )
+# ComfyUI's own name of a modulation table, before `.diff`; Ovi's has it twice.
+_MODULATION = re.compile(r"(?P<layer>.+?)(?:\.modulation){1,2}")
 _PARTS = {"A": DOWN, "down": DOWN, "B": UP, "up": UP}
 # Adapters of other kinds, by a part of a name.
 _OTHER_KINDS = {
@@ -149,11 +150,20 @@ def read(
       array = _finite(file, each.name)
       deltas[slot] = array if is_own else each.target.row.op.to_ours(array)
     elif part == DOWN:
+      target, shape = each.target, _shape_of(slot, config)
+      down = _finite(file, each.name)
+      up = _finite(file, by_slot[slot, UP].name)
       pairs[slot] = adapter.Pair(
-        down=_down(_finite(file, each.name), each.target, config, is_own),
-        up=_up(_finite(file, by_slot[slot, UP].name), each.target, is_own),
+        down=down if is_own else layouts.down_to_ours(down, target, shape),
+        up=up if is_own else layouts.up_to_ours(up, target),
         alpha=alphas.get(slot),
       )
+  if pairs and not alphas and any(n.startswith(names.PEFT) for n in file.spans):
+    notes.append(
+      f"{file.source}: has no alpha, so updates are not scaled. PEFT writes"
+      " alpha into adapter_config.json beside the file: if it is not the rank,"
+      " give alpha / rank as strength"
+    )
   return adapter.Adapter(
     pairs=pairs, deltas=deltas, metadata=dict(file.values), notes=tuple(notes)
   )
@@ -240,7 +250,10 @@ def _foreign(name: str, table: names.Table) -> _Named | None:
     part = ALPHA if match["part"] == ALPHA else DIFF
   else:
     return None
-  layer = table.layer(match["layer"])
+  named = match["layer"]
+  if match["part"] == "diff" and (table_of := _MODULATION.fullmatch(named)):
+    named, kind = table_of["layer"], names.MODULATION
+  layer = table.layer(named)
   target = table.targets.get((layer or "", kind))
   if target is None or (
     part != DIFF and not target.slot.path.endswith(f"/{low_rank.KERNEL}")
@@ -273,7 +286,8 @@ def _unknown(
   return (
     f"{file.source}: {len(unknown)} of {len(file.spans)} tensors are of layers"
     f" that the model ({towers}, {_blocks(config)} blocks) lacks, the first is"
-    f" '{shown}'; it is a LoRA of another model"
+    f" '{shown}'; it is a LoRA of another model, or of a tool whose names are"
+    " not known"
   )
 
 
@@ -317,7 +331,7 @@ def _check(
     f"'{untrusted.printable(each.name)}' is {file.dtypes[each.name]}"
     for each in named
     if file.dtypes[each.name] not in _DTYPES
-    and not (each.part == ALPHA and file.dtypes[each.name].kind in "iu")
+    and not (each.part == ALPHA and file.dtypes[each.name].kind in "iuf")
   ]
   _refuse(file, wrong, f"expected tensors of {', '.join(DTYPES)}")
   _check_widths(file, named, config)
@@ -400,7 +414,7 @@ def _pair_fits(
   if is_own:
     return down == (*inputs, rank) and up == (rank, outputs)
   # A kernel of a convolution has more axes than our input.
-  axes = _torch_inputs(each.target, (*inputs, outputs))
+  axes = layouts.torch_inputs(each.target, (*inputs, outputs))
   return (
     up[:2] == (outputs, rank)
     and math.prod(up[2:]) == 1
@@ -418,53 +432,6 @@ def _max_rank(slot: adapter.Slot, config: AV[dit.DiTConfig]) -> int:
   *inputs, outputs = _shape_of(slot, config)
   width = getattr(config, slot.tower).hidden_dim
   return max(width, min(math.prod(inputs), outputs))
-
-
-def _torch_inputs(
-  target: names.Target, shape: tuple[int, ...]
-) -> tuple[int, ...]:
-  """The axes of the inputs of a checkpoint's weight.
-
-  Args:
-    target: the weight.
-    shape: of our parameter, of one block.
-  """
-  view = np.broadcast_to(np.zeros((), bool), shape)
-  (weight,) = target.row.op.to_torch(view)
-  return weight.shape[1:]
-
-
-def _down(
-  array: np.ndarray,
-  target: names.Target,
-  config: AV[dit.DiTConfig],
-  is_own: bool,
-) -> np.ndarray:
-  """lora_down in our layout [..., rank]."""
-  if is_own:
-    return array
-  if _is_linear(target):
-    return np.ascontiguousarray(array.T)
-  axes = _torch_inputs(target, _shape_of(target.slot, config))
-  array = array.reshape(len(array), *axes)
-  return np.ascontiguousarray(target.row.op.to_ours(array))
-
-
-def _up(array: np.ndarray, target: names.Target, is_own: bool) -> np.ndarray:
-  """lora_up in our layout [rank, out], its outputs reordered."""
-  if is_own:
-    return array
-  array = array.reshape(array.shape[:2])
-  if _is_linear(target):
-    return np.ascontiguousarray(target.row.op.to_ours(array))
-  return np.ascontiguousarray(array.T)
-
-
-def _is_linear(target: names.Target) -> bool:
-  """Whether the checkpoint's weight is a matrix."""
-  op: Any = target.row.op
-  axes, _, _ = op.pattern.partition("->")
-  return len(re.sub(r"\(.*?\)", "n", axes).split()) == 2
 
 
 def _finite(file: tensor_file.TensorFile, name: str) -> np.ndarray:
@@ -507,89 +474,23 @@ def _peft_alphas(
   file: tensor_file.TensorFile,
   by_slot: Mapping[tuple[adapter.Slot, str], _Named],
 ) -> dict[adapter.Slot, float]:
-  """alpha of each pair from PEFT's LoraConfig in the metadata."""
-  if not (text := file.values.get(PEFT_KEY)):
+  """alpha of each pair that has one in the metadata."""
+  if not (text := file.values.get(peft.KEY)):
     return {}
+  ranks = {
+    match["layer"]: next(iter(file.shapes[match.string]), 0)
+    for match in filter(None, map(_PAIR.fullmatch, file.spans))
+    if _PARTS[match["part"]] == DOWN
+  }
   try:
-    config = untrusted.parse_json(text)
-    if not isinstance(config, dict):
-      raise ValueError("expected an object")
-    config = {k.removeprefix("transformer."): v for k, v in config.items()}
-    alphas = config.get("alpha_pattern") or {}
-    ranks = config.get("rank_pattern") or {}
-    default = config.get("lora_alpha")
-    layers = _peft_layers(file)
-    by_layer = _by_layer("alpha_pattern", alphas, layers)
-    values = [*alphas.values(), *([] if default is None else [default])]
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-      raise ValueError("lora_alpha is not a number")
-    rank_by_layer = _by_layer("rank_pattern", ranks, layers)
-  except (AttributeError, ValueError) as error:
-    raise ValueError(
-      f"{file.source}: the metadata {PEFT_KEY} is damaged:"
-      f" {untrusted.printable(str(error))}"
-    ) from error
-  if config.get("use_dora") or config.get("use_rslora"):
-    raise ValueError(
-      f"{file.source}: expected a LoRA, found use_dora or use_rslora in"
-      f" {PEFT_KEY}, which is not supported"
-    )
+    alphas = peft.alphas(text, ranks)
+  except ValueError as error:
+    raise ValueError(f"{file.source}: {error}") from error
   found: dict[adapter.Slot, float] = {}
   for (slot, part), each in by_slot.items():
     match = _PAIR.fullmatch(each.name)
-    if part != DOWN or match is None:
-      continue
-    layer, (rank, *_) = match["layer"], file.shapes[each.name]
-    if rank_by_layer.get(layer, rank) != rank:
-      raise ValueError(
-        f"{file.source}: '{untrusted.printable(each.name)}' has rank {rank},"
-        f" another than in rank_pattern of the metadata {PEFT_KEY}"
-      )
-    value = by_layer.get(layer, default)
-    if value is not None:
-      found[slot] = float(value)
-  return found
-
-
-def _peft_layers(file: tensor_file.TensorFile) -> list[str]:
-  """The layers of a file's pairs, by their names in the file."""
-  matches = filter(None, map(_PAIR.fullmatch, file.spans))
-  return list(dict.fromkeys(match["layer"] for match in matches))
-
-
-def _by_layer(
-  field: str, patterns: Mapping[str, Any], layers: Iterable[str]
-) -> dict[str, Any]:
-  """Values of PEFT's patterns.
-
-  A key is the name of a layer or its end after a dot; `^` before it stands for
-  the beginning of the name. The first key that fits a layer counts. PEFT reads
-  keys as regular expressions, which are not supported.
-
-  Args:
-    field: its name, for messages.
-    patterns: values by key.
-    layers: names in the file.
-
-  Raises:
-    ValueError: they are no object, or a key fits no layer.
-  """
-  if not isinstance(patterns, Mapping):
-    raise ValueError(f"{field}: expected an object")
-  order = {key: index for index, key in enumerate(patterns)}
-  used: set[str] = set()
-  found: dict[str, Any] = {}
-  for layer in layers:
-    parts = layer.split(".")
-    ends = [".".join(parts[i:]) for i in range(len(parts))]
-    whole = f"^{layer}", f"^{layer.removeprefix('transformer.')}"
-    if keys := [key for key in (*ends, *whole) if key in order]:
-      used.update(keys)
-      found[layer] = patterns[min(keys, key=order.__getitem__)]
-  if unknown := [key for key in patterns if key not in used]:
-    raise ValueError(
-      f"{field}: '{untrusted.printable(unknown[0])}' is no layer of the file"
-    )
+    if part == DOWN and match and match["layer"] in alphas:
+      found[slot] = alphas[match["layer"]]
   return found
 
 
@@ -630,7 +531,9 @@ def write(
   if style == names.OWN:
     text[FORMAT_KEY] = FORMAT
   if style == names.DIFFUSERS:
-    text |= _peft_metadata(lora, config)
+    table = names.table(config)
+    layers = {table.written(s, style, True): p for s, p in lora.pairs.items()}
+    text |= peft.metadata(layers)
   with weights.Writer(path, tensors, text) as writer:
     for name, array in tensors.items():
       writer.write(name, None, array)
@@ -674,8 +577,10 @@ def _foreign_tensors(
   for slot, pair in lora.pairs.items():
     layer = table.written(slot, style, bare=not others)
     target = slots[slot]
-    found[f"{layer}.lora_{down}.weight"] = _torch_down(pair.down, target)
-    found[f"{layer}.lora_{up}.weight"] = _torch_up(pair, target)
+    found[f"{layer}.lora_{down}.weight"] = layouts.down_to_torch(
+      pair.down, target
+    )
+    found[f"{layer}.lora_{up}.weight"] = layouts.up_to_torch(pair, target)
     if pair.alpha is not None and style != names.DIFFUSERS:
       found[f"{layer}.alpha"] = np.asarray(pair.alpha, np.float32)
   ends = {kind: name for name, kind in _KINDS.items()}
@@ -684,56 +589,3 @@ def _foreign_tensors(
     kind = table.names[slot][1]
     (found[f"{layer}.{ends[kind]}"],) = slots[slot].row.op.to_torch(delta)
   return {name: np.ascontiguousarray(x) for name, x in found.items()}
-
-
-def _torch_down(down: np.ndarray, target: names.Target) -> np.ndarray:
-  """lora_down [rank, in …] of a checkpoint's layer."""
-  if _is_linear(target):
-    return down.T
-  (array,) = target.row.op.to_torch(down)
-  return array
-
-
-def _torch_up(pair: adapter.Pair, target: names.Target) -> np.ndarray:
-  """lora_up [out, rank, …] of a checkpoint's layer."""
-  if _is_linear(target):
-    (array,) = target.row.op.to_torch(pair.up)
-    return array
-  axes = _torch_down(pair.down, target).ndim - 2
-  return pair.up.T.reshape(*pair.up.T.shape, *[1] * axes)
-
-
-def _peft_metadata(
-  lora: adapter.Adapter, config: AV[dit.DiTConfig]
-) -> dict[str, str]:
-  """PEFT's LoraConfig for diffusers, where alpha is."""
-  table = names.table(config)
-  if not lora.pairs:
-    return {}
-  layers = {
-    table.written(s, names.DIFFUSERS, True).removeprefix("transformer."): pair
-    for s, pair in lora.pairs.items()
-  }
-  ranks = {layer: pair.rank for layer, pair in layers.items()}
-  alphas = {
-    layer: pair.rank if pair.alpha is None else pair.alpha
-    for layer, pair in layers.items()
-  }
-  if all(pair.alpha is None for pair in layers.values()):
-    return {}
-  rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-  fields = {
-    "r": rank,
-    "lora_alpha": alpha,
-    "rank_pattern": {n: r for n, r in ranks.items() if r != rank},
-    "alpha_pattern": {n: a for n, a in alphas.items() if a != alpha},
-    "target_modules": sorted(layers),
-    "peft_type": "LORA",
-  }
-  prefixed = {f"transformer.{name}": value for name, value in fields.items()}
-  return {PEFT_KEY: json.dumps(prefixed)}
-
-
-def _commonest(values: Iterable[Any]) -> Any:
-  values = list(values)
-  return max(dict.fromkeys(values), key=values.count)

@@ -26,11 +26,12 @@ from ovi_jax.models import dit
 
 OWN, COMFYUI, MUSUBI, DIFFUSERS = "ovi_jax", "comfyui", "musubi", "diffusers"
 FORMATS = (OWN, COMFYUI, MUSUBI, DIFFUSERS)
+PEFT = "base_model.model."
 # Prefixes in the files of tools; longer ones first.
 _PREFIXES = (
-  "base_model.model.diffusion_model.",
-  "base_model.model.transformer.",
-  "base_model.model.",
+  f"{PEFT}diffusion_model.",
+  f"{PEFT}transformer.",
+  PEFT,
   "model.diffusion_model.",
   "diffusion_model.",
   "transformer.",

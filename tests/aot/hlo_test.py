@@ -196,6 +196,34 @@ slice={[0:100]}
   assert costs.count(hlo.parse(into_main)).bytes_accessed == 200
 
 
+def test_a_slice_of_an_operand_in_another_layout_counts_the_slice_only():
+  """As in the product with an 8-bit kernel of one block."""
+  text = """HloModule a
+
+%layout (input: s8[30,64,128]) -> s8[30,64,128] {
+  %input = s8[30,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy = s8[30,64,128]{2,1,0:T(8,128)(4,1)} copy(%input)
+}
+
+%fused (p0: s8[30,64,128], p1: s32[]) -> bf16[1,64,128] {
+  %p0 = s8[30,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %other = s8[30,64,128]{2,1,0:T(8,128)(4,1)} fusion(%p0), kind=kLoop, \
+calls=%layout
+  %p1 = s32[] parameter(1)
+  %one = s8[1,64,128]{2,1,0} dynamic-slice(%other, %p1, %p1, %p1)
+  ROOT %wide = bf16[1,64,128]{2,1,0} convert(%one)
+}
+
+ENTRY %main (a: s8[30,64,128], i: s32[]) -> bf16[1,64,128] {
+  %a = s8[30,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %out = bf16[1,64,128]{2,1,0} fusion(%a, %i), kind=kLoop, calls=%fused
+}
+"""
+  of_slice, result = 64 * 128, 2 * 64 * 128
+  assert costs.count(hlo.parse(text)).bytes_accessed == of_slice + result
+
+
 def test_on_chip_memory_is_no_hbm_traffic():
   on_chip, main = hlo.arrays("(bf16[8,8]{1,0:T(8,128)S(1)}, f32[3]{0})")
   assert not on_chip.in_hbm and main.in_hbm

@@ -14,6 +14,7 @@ from ovi_jax.convert import mapping
 from ovi_jax.lora import adapter
 from ovi_jax.lora import files
 from ovi_jax.lora import names
+from ovi_jax.lora import peft
 from ovi_jax.modality import AV
 from tests.lib import random_loras
 
@@ -151,7 +152,7 @@ def test_alpha_is_in_the_metadata_of_diffusers_files(tmp_path):
   made = random_loras.make(CONFIG, files.is_wan, diffs=False)
   files.write(tmp_path / "lora", made, CONFIG, names.DIFFUSERS)
   header = header_of(tmp_path / "lora")
-  config = json.loads(header["__metadata__"][files.PEFT_KEY])
+  config = json.loads(header["__metadata__"][peft.KEY])
   assert set(config["transformer.alpha_pattern"].values()) <= {1, 2, 3, 4}
   assert "blocks.0.attn1.to_q" in config["transformer.target_modules"]
   assert not any(name.endswith("alpha") for name in header)
@@ -328,6 +329,33 @@ def test_a_rank_above_that_of_the_kernel_and_whole_alphas_are_read(tmp_path):
   assert {each.alpha for each in found.values()} == {3, 8}
 
 
+@pytest.mark.parametrize("prefix", ["", "video_model."])
+def test_modulation_under_the_name_of_its_parameter_is_read(prefix, tmp_path):
+  """ComfyUI adds `.diff` to the name of any parameter."""
+  found = []
+  array = np.arange(96, dtype=np.float32).reshape(1, 6, 16)
+  for end in ("diff_m", "modulation.diff", "modulation.modulation.diff"):
+    name = f"diffusion_model.{prefix}blocks.1.{end}"
+    safetensors.numpy.save_file({name: array}, tmp_path / "lora")
+    found.append(files.read(tmp_path / "lora", CONFIG).deltas)
+  (slot,) = found[0]
+  assert slot == adapter.Slot("blocks/video/modulation", 1)
+  for each in found:
+    np.testing.assert_array_equal(each[slot], found[0][slot])
+  assert found[0][slot].any()
+
+
+def test_a_file_of_peft_without_alpha_has_a_note(tmp_path):
+  head = "base_model.model.blocks.0.self_attn.q"
+  safetensors.numpy.save_file(pair(head), tmp_path / "lora")
+  (note,) = files.read(tmp_path / "lora", CONFIG).notes
+  assert "adapter_config.json" in note
+  alpha = {f"{head}.alpha": np.array(1.0)}  # float64
+  safetensors.numpy.save_file(pair(head) | alpha, tmp_path / "lora")
+  found = files.read(tmp_path / "lora", CONFIG)
+  assert not found.notes and {p.alpha for p in found.pairs.values()} == {1}
+
+
 def test_another_version_of_our_format_is_refused(tmp_path):
   path = tmp_path / "lora"
   safetensors.numpy.save_file(pair(), path, {files.FORMAT_KEY: "ovi_jax 2"})
@@ -347,9 +375,9 @@ def test_hostile_metadata_of_peft_is_refused(tmp_path):
     safetensors.numpy.save_file(
       pair("transformer.blocks.0.attn1.to_q"),
       tmp_path / "lora",
-      {files.PEFT_KEY: text},
+      {peft.KEY: text},
     )
-    with pytest.raises(ValueError, match=f"metadata {files.PEFT_KEY} is damag"):
+    with pytest.raises(ValueError, match=f"metadata {peft.KEY} is damag"):
       files.read(tmp_path / "lora", CONFIG)
 
 
@@ -374,7 +402,7 @@ PEFT = pair(TO_Q) | pair(TO_K, rank=4)
 def test_patterns_of_peft_are_ends_of_names(alphas, ranks, expected, tmp_path):
   text = {"lora_alpha": 6, "alpha_pattern": alphas, "rank_pattern": ranks}
   safetensors.numpy.save_file(
-    PEFT, tmp_path / "lora", {files.PEFT_KEY: json.dumps(text)}
+    PEFT, tmp_path / "lora", {peft.KEY: json.dumps(text)}
   )
   found = files.read(tmp_path / "lora", CONFIG).pairs
   by_name = {slot.path.split("/")[-2]: p.alpha for slot, p in found.items()}
@@ -388,12 +416,15 @@ def test_patterns_of_peft_are_ends_of_names(alphas, ranks, expected, tmp_path):
     ({"alpha_pattern": {"to_[qk]": 1}}, "'to_.qk.' is no layer of the file"),
     ({"rank_pattern": {"(a+)+$": 1}}, "rank_pattern: .* is no layer"),
     ({"rank_pattern": {"to_q": 3}}, "rank 2, another than in rank_pattern"),
+    ({"r": 2}, "attn1.to_k' has rank 4, another than in r of the metadata"),
+    ({"r": 2.5}, "r is not a whole number"),
+    ({"use_dora": True}, "found use_dora or use_rslora"),
   ],
 )
 def test_patterns_of_peft_that_fit_no_layer_are_refused(
   patterns, message, tmp_path
 ):
-  text = {files.PEFT_KEY: json.dumps({"lora_alpha": 6} | patterns)}
+  text = {peft.KEY: json.dumps({"lora_alpha": 6} | patterns)}
   safetensors.numpy.save_file(PEFT, tmp_path / "lora", text)
   with pytest.raises(ValueError, match=message):
     files.read(tmp_path / "lora", CONFIG)

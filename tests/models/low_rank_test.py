@@ -120,7 +120,7 @@ def beside_kernels(flat):
     pytest.param(jnp.bfloat16, marks=pytest.mark.slow),
   ],
 )
-def test_a_lora_of_strength_zero_or_up_zero_changes_no_bit(dtype):
+def test_a_lora_of_strength_up_or_rank_zero_changes_no_bit(dtype):
   flat = {
     path: x.astype(dtype) if path.endswith("kernel") else x
     for path, x in base().items()
@@ -128,10 +128,10 @@ def test_a_lora_of_strength_zero_or_up_zero_changes_no_bit(dtype):
   flat = {p: x for p, x in flat.items() if is_of_audio(p)}
   run = jax.jit(functools.partial(audio_velocity, dtype=dtype))
   expected = np.asarray(run(flat))
-  for name in (low_rank.SCALE, low_rank.UP):
+  for name, rank in ((low_rank.SCALE, 3), (low_rank.UP, 3), ("none", 0)):
     added = {
       p: np.zeros_like(x) if p.endswith(name) else x
-      for p, x in factors().items()
+      for p, x in factors(rank=rank).items()
       if is_of_audio(p)
     }
     assert len(added) == 3 * 10

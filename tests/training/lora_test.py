@@ -1,6 +1,7 @@
 """Training of a LoRA: what is trained, saved, resumed and refused."""
 
 import functools
+import math
 import shutil
 import types
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ovi_jax.aot import train_step
 from ovi_jax.checkpoint import manager
 from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
@@ -17,10 +19,12 @@ from ovi_jax.lora import adapter
 from ovi_jax.lora import files
 from ovi_jax.lora import names
 from ovi_jax.models import low_rank
+from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import export
 from ovi_jax.training import loop
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings
+from ovi_jax.training import step as steps
 from ovi_jax.training import task as tasks
 from ovi_jax.training import trainer
 from tests.lib import small_training
@@ -200,3 +204,30 @@ def test_only_factors_are_trained_and_their_scale_stays_float32():
   assert {p: x.shape for p, x in flat.items()} == {
     p: x.shape for p, x in shapes.items()
   }
+
+
+@pytest.mark.slow
+def test_a_step_holds_2_bytes_of_a_frozen_weight_and_16_of_a_factor():
+  """By the compiler; the arithmetic of the memory table in the guide."""
+  changes = {"init_from.audio": "base"} | ONE_BLOCK | LORA
+  values = small_training.config("audio_finetune", "data", **changes)
+  values.frozen_param_dtype = "bfloat16"
+  made: Any = settings.from_config(values)
+  mesh = meshes.make(jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    task = tasks.make(made)
+    state = task.target_state(mesh)
+    batch = train_step.batch_of(made, None, made.data.buckets[0].audio, mesh)
+    width = made.model.audio.text_dim
+    null_SE = jax.ShapeDtypeStruct((1, width), jnp.float32)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    program = steps.jit_train_step(shardings, mesh)
+    lowered = program.lower(task.step_config, state, batch, null_SE)
+    found = lowered.compile().memory_analysis().argument_size_in_bytes
+  base = names.shapes(made.model).values()
+  frozen = sum(math.prod(shape) for shape in base)
+  factors = 8 * 2 * (32 + 32)  # as in the run above
+  given = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
+  # Scales of LoRAs, counters, the key of random numbers, and the null prompt.
+  others = found - 2 * frozen - 16 * factors - given
+  assert frozen > 20_000 and 0 <= others < 600
