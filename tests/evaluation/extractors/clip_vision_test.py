@@ -49,7 +49,5 @@ def test_every_frame_has_an_embedding_of_unit_length(weights, tmp_path):
 def test_missing_files_are_named(weights):
   assert "--weights=aesthetic=FILE+FILE" in clip_vision.aesthetic("").missing
   for given in (weights[0], f"{weights[0]}+absent.pth"):
-    with pytest.raises(
-      ValueError, match="--weights=aesthetic: no such file"
-    ):
+    with pytest.raises(ValueError, match="--weights=aesthetic: no such file"):
       clip_vision.aesthetic(given)
