@@ -43,6 +43,7 @@ from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import first_frames
+from ovi_jax.sampling import given_media
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
@@ -682,11 +683,11 @@ class Pipeline:
   ) -> np.ndarray:
     request, area = job.request, self.components.geometry.area
     if job.extended is not None and request.given.extend is not None:
-      latents_THWC = conditions.encode_extended(
+      latents_THWC = given_media.encode_extended(
         request.given.extend, job.extended, job.clip, encoder
       )
     else:
-      latents_THWC = conditions.encode_video(
+      latents_THWC = given_media.encode_video(
         request.image, request.given, job.clip, area, encoder
       )
     return self.components.require_finite(latents_THWC, "video_vae")
@@ -696,11 +697,11 @@ class Pipeline:
   ) -> np.ndarray:
     given = job.request.given
     if job.extended is not None and given.extend is not None:
-      latents_TC = conditions.encode_extended_audio(
+      latents_TC = given_media.encode_extended_audio(
         given.extend, job.extended, job.clip, encoder
       )
     else:
-      latents_TC = conditions.encode_audio(given, job.clip, encoder)
+      latents_TC = given_media.encode_audio(given, job.clip, encoder)
     return self.components.require_finite(latents_TC, "audio_vae")
 
 
@@ -720,11 +721,11 @@ def _before(job: planning.Job) -> windows_lib.Before | None:
     0 if audio_T is None else int(np.logical_and.accumulate(audio_T).sum())
   )
   return windows_lib.Before(
-    frames=lambda: conditions.frames_of(
+    frames=lambda: given_media.frames_of(
       "extend", path, 0.0, end.frames, job.clip
     ),
     count=end.frames,
-    wave=conditions.wave_of(path, end.frames / geometry.FPS),
+    wave=given_media.wave_of(path, end.frames / geometry.FPS),
     overlap=end.overlap,
     sound_given=samples * count,
   )

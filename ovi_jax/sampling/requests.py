@@ -31,6 +31,7 @@ from ovi_jax.media import fitting
 from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions
+from ovi_jax.sampling import given_media
 
 # auto: image-to-video where a row has an image; t2v: images are ignored;
 # i2v: every row must have one.
@@ -67,7 +68,7 @@ class Request:
     size: height and width of the clip in pixels; set by `expand`.
     media_seconds: length of the given media; `None` without media; set by
       `expand`.
-    sound: where the given file has sound, see `conditions.Found`; set by
+    sound: where the given file has sound, see `given_media.Found`; set by
       `expand`.
     notes: to show the user, on how files were read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
@@ -316,7 +317,7 @@ def _inspected(
   video, else of the last frame.
   """
   picture = functools.cache(_picture)
-  inspect = functools.cache(conditions.inspect)
+  inspect = functools.cache(given_media.inspect)
   made, problems = [], []
   for request in requests:
     given, size = request.given, default

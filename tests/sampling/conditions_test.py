@@ -18,6 +18,7 @@ from ovi_jax.media import probe
 from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import given_media
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
@@ -393,7 +394,7 @@ def test_given_media_come_back_and_the_rest_is_generated(folder, tmp_path):
   clip = geometry.Clip(
     latent_frames=7, latent_height=4, latent_width=4, audio_latents=32
   )
-  latents_THWC = conditions.encode_video(
+  latents_THWC = given_media.encode_video(
     None,
     conditions.Conditions(video=folder / "clip.mp4"),
     clip,
@@ -401,7 +402,7 @@ def test_given_media_come_back_and_the_rest_is_generated(folder, tmp_path):
     pipe._loaded["video_encoder"],
   )
   np.testing.assert_array_equal(seen.latents.video, latents_THWC)
-  latents_TC = conditions.encode_audio(
+  latents_TC = given_media.encode_audio(
     conditions.Conditions(audio=folder / "tone.wav"),
     clip,
     pipe._loaded["audio_encoder"],
