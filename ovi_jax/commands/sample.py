@@ -38,8 +38,8 @@ def define_flags() -> None:
     "prompts",
     "",
     "CSV or TSV with the column text_prompt and, optionally, image_path, seed,"
-    " seconds, last_image_path, video_path, audio_path, extend_path, keep,"
-    " keep_audio_until.",
+    " seconds, last_image_path, video_path, audio_path, extend_path,"
+    " voice_path, keep, keep_audio_until.",
   )
   flags.DEFINE_string(
     "image", "", "First frame, for --prompt: PNG, JPEG or WebP."
@@ -67,6 +67,12 @@ def define_flags() -> None:
   )
   flags.DEFINE_string(
     "extend", "", "Video that is continued: its end is given."
+  )
+  flags.DEFINE_string(
+    "voice",
+    "",
+    "Sound of 1 to 3 s whose voice speaks in the clip, for weights that were"
+    " trained with reference voices.",
   )
   flags.DEFINE_float(
     "seconds",

@@ -23,6 +23,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import block
 from ovi_jax.models import block_params
 from ovi_jax.models import dit
+from ovi_jax.models import reference as reference_lib
 from ovi_jax.models import remat as remats
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
@@ -45,7 +46,8 @@ def should_unroll(config: AV[dit.DiTConfig], platform: str) -> bool:
   return platform == "cpu" and few and narrow
 
 
-# No lengths: all latents are valid. No masks: all latents are generated.
+# No lengths: all latents are valid. No masks: all latents are generated. No
+# references.
 _ALL: AV[Any] = AV()
 TEXT_KEYS = f"G{block.REPLICATED_LETTERS}"  # how they lie on a mesh
 
@@ -77,10 +79,12 @@ class MapQuery(NamedTuple):
   ) -> tuple[jax.Array, jax.Array]:
     """The sum [B, L, S] and the shares [B, N] of a tower's map in one block.
 
-    `heads` is of that block; L of the map may include padding tokens.
+    `heads` is of that block; the map may include padding tokens, and tokens of
+    a reference, which are left out.
     """
     near_LS = getattr(self.near, name)
-    map_BNLS = map_BNLS[:, :, : near_LS.shape[0]]
+    rows, columns = near_LS.shape
+    map_BNLS = map_BNLS[:, :, :rows, :columns]
     mean_BLS = jnp.einsum("BNLS,N->BLS", map_BNLS, getattr(self.heads, name))
     return mean_BLS, jnp.einsum("BNLS,LS->BNL", map_BNLS, near_LS).mean(-1)
 
@@ -231,11 +235,14 @@ class FusionDiT(nn.Module):
   def tower(self, name: str) -> dit.Tower:
     return getattr(self, name)
 
-  def rotary(self, latents: AV[Any]) -> AV[rope.Rotary]:
+  def rotary(
+    self, latents: AV[Any], references: AV[Any] = _ALL
+  ) -> AV[rope.Rotary]:
     """Rotary tables of all tokens.
 
     Args:
       latents: arrays, or anything with their shapes.
+      references: likewise, see `__call__`.
 
     Returns:
       A table for each modality, padded as the tokens are.
@@ -243,8 +250,12 @@ class FusionDiT(nn.Module):
     tables = {}
     for name, x in latents.present().items():
       config = getattr(self.config, name)
+      found = getattr(references, name)
       table = rope.table(
-        config.grid(x.shape), config.head_size, config.rope_scale
+        config.grid(x.shape),
+        config.head_size,
+        config.rope_scale,
+        0 if found is None else found.latents_BRC.shape[1],
       )
       tokens = table.cos_LK.shape[0]
       missing = 0 if config.is_audio else logical_axes.fill(tokens) - tokens
@@ -263,12 +274,18 @@ class FusionDiT(nn.Module):
     """
     return text.map(lambda name, x: self.tower(name).text(x))
 
-  def conditions(self, latents: AV[Any], text: AV[jax.Array]) -> Conditions:
+  def conditions(
+    self,
+    latents: AV[Any],
+    text: AV[jax.Array],
+    references: AV[Any] = _ALL,
+  ) -> Conditions:
     """Compute what all denoising steps of a prompt share.
 
     Args:
       latents: arrays, or anything with their shapes.
       text: prompt embeddings_BSE of each tower, zero beyond the prompt's end.
+      references: likewise, see `__call__`.
 
     Returns:
       Keys and values of the prompts in every block, and rotary tables.
@@ -281,7 +298,7 @@ class FusionDiT(nn.Module):
     text_kv = jax.tree.map(
       lambda x: logical_axes.constrain(x, TEXT_KEYS), text_kv
     )
-    return Conditions(text_kv, self.rotary(latents))
+    return Conditions(text_kv, self.rotary(latents, references))
 
   def __call__(
     self,
@@ -291,6 +308,7 @@ class FusionDiT(nn.Module):
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     given_BT: AV[jax.Array | None] = _ALL,
+    references: AV[reference_lib.Reference | None] = _ALL,
   ) -> AV[jax.Array]:
     """Predict velocities.
 
@@ -307,18 +325,25 @@ class FusionDiT(nn.Module):
       given_BT: masks of latents in time that are given, clean, at time 0;
         `None` for a modality of which all are generated. The velocity of given
         latents means nothing.
+      references: latents that are appended to those of a modality; audio alone
+        has some.
 
     Returns:
       Velocity (noise - data) in the shape of `latents`, float32.
     """
     tokens, times, _ = self._run_blocks(
-      latents, t_BT, text, block_mask_GB, lengths, given_BT
+      latents, t_BT, text, block_mask_GB, lengths, given_BT, references
     )
-    return tokens.map(
-      lambda name, x: self.tower(name).velocity(
-        x, getattr(times, name), self._grid(name, latents)
-      )
-    )
+
+    def velocity(name: str, tokens_BLD: jax.Array) -> jax.Array:
+      grid, found = self._grid(name, latents), getattr(references, name)
+      count = grid[0]
+      if found is not None:
+        grid = (count + found.latents_BRC.shape[1], *grid[1:])
+      x = self.tower(name).velocity(tokens_BLD, getattr(times, name), grid)
+      return x if found is None else x[:, :count]
+
+    return tokens.map(velocity)
 
   def attention_maps(
     self,
@@ -327,6 +352,7 @@ class FusionDiT(nn.Module):
     text: AV[jax.Array] | Conditions,
     watch: MapQuery,
     given_BT: AV[jax.Array | None] = _ALL,
+    references: AV[reference_lib.Reference | None] = _ALL,
   ) -> tuple[AV[jax.Array], AV[jax.Array]]:
     """How the towers attend to each other; arguments as for a call.
 
@@ -336,6 +362,7 @@ class FusionDiT(nn.Module):
       text: prompts.
       watch: what is kept of it.
       given_BT: masks of given latents.
+      references: latents that are appended; maps are without them.
 
     Returns:
       video [B, L, S] and audio [B, S, L]: the sum over blocks and heads,
@@ -343,7 +370,12 @@ class FusionDiT(nn.Module):
       for each head [G, B, N] the share within `near`, all float32.
     """
     _, _, found = self._run_blocks(
-      latents, t_BT, text, given_BT=given_BT, watch=watch
+      latents,
+      t_BT,
+      text,
+      given_BT=given_BT,
+      references=references,
+      watch=watch,
     )
     maps, shares = (AV(*pair) for pair in zip(*found))
     return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), maps), shares
@@ -359,25 +391,29 @@ class FusionDiT(nn.Module):
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     given_BT: AV[jax.Array | None] = _ALL,
+    references: AV[reference_lib.Reference | None] = _ALL,
     watch: MapQuery | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Through all blocks: the tokens, the times, and what `watch` keeps."""
-    present = latents.present()
     lengths = _ALL if lengths is None else lengths
-    tokens, counts, times = {}, {}, {}
-    for name, x in present.items():
-      grid, length_B = self._grid(name, latents), getattr(lengths, name)
-      times[name] = self.tower(name).times(
-        getattr(t_BT, name), grid, getattr(given_BT, name)
+    cached = isinstance(text, Conditions)
+    rotary = text.rotary if cached else self.rotary(latents, references)
+    whole = latents.map(
+      lambda name, x: reference_lib.append(
+        x, *(getattr(each, name) for each in (references, lengths, given_BT))
       )
+    )
+    rotary = rotary.map(lambda name, x: getattr(whole, name).rotary(x))
+    tokens, counts, times = {}, {}, {}
+    for name, (x, length_B, shown_BT, _) in whole.present().items():
+      grid = getattr(self.config, name).grid(x.shape)
+      times[name] = self.tower(name).times(getattr(t_BT, name), grid, shown_BT)
       tokens[name] = self.tower(name).tokens(x, length_B)
       if length_B is not None:
         counts[name] = length_B * math.prod(grid[1:])
       elif tokens[name].shape[1] > math.prod(grid):
         counts[name] = math.prod(grid)
     counts, times = AV(**counts), AV(**times)
-    cached = isinstance(text, Conditions)
-    rotary = text.rotary if cached else self.rotary(latents)
     context = None if cached else self.context(text)
 
     def one(blocks, x, text_kv, block_mask_B, heads_N):

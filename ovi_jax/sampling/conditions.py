@@ -2,13 +2,17 @@
 
 One mask a modality says which latents are given; the others are generated, see
 `denoise.Given`. A picture of the first frame gives the first video latent, a
-video all of them, a sound file all audio latents, intervals some of both.
+video all of them, a sound file all audio latents, intervals some of both. A
+reference voice is given besides: its latents are appended to those of the
+sound, see `models.reference`, and are no part of the clip.
 
 How given latents are shown to the model is a property of the weights. `CLEAN`
 shows them at time 0, which the model must have been trained with. `RENOISE`
 noises them to the level of each step, so that all latents have the one time
 that the released weights saw in training; only the video's first latent is
-clean, which these weights know from image-to-video.
+clean, which these weights know from image-to-video. A reference is never
+noised: `CLEAN` shows it at time 0, `RENOISE` at the time of the others, as the
+weights of DreamID-Omni know it.
 """
 
 import dataclasses
@@ -34,7 +38,10 @@ MODES = CLEAN, RENOISE = "clean", "renoise"
 TOLERANCE = 0.1
 MIN_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # of a clip of another length
 MIN_SECONDS = (MIN_FRAMES - 1) / geometry.FPS  # that are asked for
-FILES = ("last_image", "video", "audio", "extend")
+FILES = ("last_image", "video", "audio", "extend", "voice")
+# Latents of a reference voice: those of 1, 2 or 3 seconds, since each length
+# compiles a program of its own.
+VOICE_LATENTS = (31, 62, 93)
 MAX_INTERVALS = 100
 # Longest file that is extended: its sound is held in memory.
 MAX_EXTENDED_SECONDS = 3600.0
@@ -56,6 +63,7 @@ class Conditions:
     video: file whose picture is given.
     audio: file whose sound is given.
     extend: file that is continued: its end is given.
+    voice: file with the voice that speaks, 1 to 3 s of it.
     keep: intervals in seconds in which `video` and its sound, or `audio`, are
       given; empty for all of the picture of `video` and all of `audio`.
     keep_audio_until: seconds up to which the sound of `video` is given, too.
@@ -65,6 +73,7 @@ class Conditions:
   video: storage.AnyPath | None = None
   audio: storage.AnyPath | None = None
   extend: storage.AnyPath | None = None
+  voice: storage.AnyPath | None = None
   keep: tuple[Interval, ...] = ()
   keep_audio_until: float | None = None
 
@@ -73,6 +82,11 @@ class Conditions:
     """The files that are given, by name."""
     found = {name: getattr(self, name) for name in FILES}
     return {name: path for name, path in found.items() if path is not None}
+
+  @property
+  def media(self) -> tuple[str, ...]:
+    """Names of the files of which the clip has a part: not of the voice."""
+    return tuple(name for name in self.files if name != "voice")
 
   @property
   def uses_video_sound(self) -> bool:
@@ -93,7 +107,7 @@ class Conditions:
       ValueError: they cannot be combined.
     """
     problems = []
-    others = [*(["image"] if image else []), *self.files]
+    others = [*(["image"] if image else []), *self.media]
     others += ["keep"] if self.keep else []
     if self.extend is not None and len(others) > 1:
       others.remove("extend")
@@ -136,6 +150,11 @@ class Conditions:
       problems.append(
         "video and audio give all of a clip, nothing is left to generate; leave"
         " one out, or name intervals with keep"
+      )
+    if self.voice is not None and self.audio is not None and not self.keep:
+      problems.append(
+        "voice and audio cannot be combined: all sound is given, none is"
+        " generated; leave one out, or name intervals with keep"
       )
     if problems:
       raise ValueError("; ".join(problems))
@@ -234,6 +253,41 @@ def parse_seconds(name: str, text: str) -> float | None:
       f"expected {name} in seconds, got {untrusted.printable(text, 40)!r}"
     )
   return float(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Voice:
+  """The part of a file that is the reference voice.
+
+  Attributes:
+    start: seconds of the file at which it begins.
+    latents: of `VOICE_LATENTS`.
+  """
+
+  start: float
+  latents: int
+
+  @property
+  def seconds(self) -> float:
+    """Length of the sound that is encoded."""
+    return self.latents / geometry.AUDIO_LATENT_RATE
+
+
+def voice(start: float, end: float) -> Voice:
+  """What is used of a sound track between two times.
+
+  Raises:
+    ValueError: it is too short.
+  """
+  # A latent less than 1.00 s: a track that says 0.99 s is long enough.
+  latents = round((end - start) * geometry.AUDIO_LATENT_RATE)
+  fitting = [count for count in VOICE_LATENTS if count <= latents]
+  if not fitting:
+    raise ValueError(
+      f"its sound lasts {max(0.0, end - start):.2f} s, a reference voice 1 to"
+      " 3 s"
+    )
+  return Voice(start=start, latents=fitting[-1])
 
 
 def latent_frames(seconds: float, longest: int) -> int:
@@ -384,6 +438,14 @@ def check_masks(
     raise ValueError(
       f"keep_audio_until: {until:g} s are shorter than an audio latent,"
       f" {sound_spans[0, 1]:.3f} s; give more, or leave it out"
+    )
+  if (
+    conditions.voice is not None
+    and given.audio is not None
+    and given.audio.all()
+  ):
+    raise ValueError(
+      "voice: all sound is given, none is generated; leave it out"
     )
   masks_of = given.present().values()
   if len(masks_of) == towers and all(mask_T.all() for mask_T in masks_of):

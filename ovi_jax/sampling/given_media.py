@@ -23,6 +23,7 @@ from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import conditions as conditions_lib
 
 _MIN_ENCODED = 16  # audio latents encoded at once
+_SILENT = 1e-3  # peak of a sound without a voice, 60 dB below a full sine
 _STATIC_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # encoded of a last image
 
 
@@ -35,17 +36,19 @@ class Found:
     seconds: length of the shortest given file; `None` without media.
     sound: where the sound track of the file whose sound is given begins and
       ends, in seconds; ends at 0 without one, and is `ANY` without such a file.
+    voice: the part of the reference voice; `None` without one.
     notes: to show the user.
   """
 
   size: tuple[int, int] | None = None
   seconds: float | None = None
   sound: conditions_lib.Interval = conditions_lib.ANY
+  voice: conditions_lib.Voice | None = None
   notes: tuple[str, ...] = ()
 
 
 def inspect(conditions: conditions_lib.Conditions) -> Found:
-  """Read the headers of given media; one frame is decoded.
+  """Read the headers of given media; one frame and the voice are decoded.
 
   Raises:
     ValueError: a file is damaged, or has not what is wanted of it; names it.
@@ -87,12 +90,40 @@ def inspect(conditions: conditions_lib.Conditions) -> Found:
         raise containers.DamagedError("it has no sound track")
       sound = probe.span(path, "audio")
       lengths.append(sound[1])
+  voice = None
+  if conditions.voice is not None:
+    voice, said = _inspect_voice(conditions.voice)
+    notes += said
   return Found(
     size=size,
     seconds=min(lengths, default=None),
     sound=sound,
+    voice=voice,
     notes=tuple(notes),
   )
+
+
+def _inspect_voice(
+  file: storage.AnyPath,
+) -> tuple[conditions_lib.Voice, list[str]]:
+  """The part of a file that is the reference voice, and notes."""
+  with _opened("voice", file) as path:
+    if not probe.read(path, video=False).has_audio:
+      raise containers.DamagedError("it has no sound track")
+    begin, end = probe.span(path, "audio")
+    voice = conditions_lib.voice(begin, end)
+    wave_A = decode.audio(path, voice.start, voice.seconds)
+    if np.abs(wave_A).max(initial=0.0) < _SILENT:
+      raise containers.DamagedError(
+        f"the first {voice.seconds:.2f} s of its sound are silent; cut it to"
+        " where the voice is heard"
+      )
+  notes = []
+  if end - begin > voice.seconds + conditions_lib.TOLERANCE:
+    notes.append(
+      f"voice: the first {voice.seconds:.2f} of {end - begin:.2f} s are used"
+    )
+  return voice, notes
 
 
 @contextlib.contextmanager
@@ -278,4 +309,19 @@ def encode_audio(
   with _opened(name, path) as local:
     seconds = clip.samples / geometry.SAMPLE_RATE
     wave_A = decode.audio(local, 0.0, seconds)
+  return np.asarray(encoder.encode(wave_A[None])[0])
+
+
+def encode_voice(
+  path: storage.AnyPath,
+  voice: conditions_lib.Voice,
+  encoder: encoders.AudioEncoder,
+) -> np.ndarray:
+  """Clean audio latents of a reference voice, latents_RC, on the host.
+
+  Raises:
+    ValueError: the file is damaged; names it.
+  """
+  with _opened("voice", path) as local:
+    wave_A = decode.audio(local, voice.start, voice.seconds)
   return np.asarray(encoder.encode(wave_A[None])[0])

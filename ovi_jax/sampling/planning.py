@@ -24,6 +24,7 @@ from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
+from ovi_jax.models import rope
 from ovi_jax.pretrained import weights as weights_lib
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import conditions
@@ -62,6 +63,11 @@ class Job:
     if self.extended is not None:
       return self.extended.masks(self.request.sound, self.clip)
     return generated_only(self.request.masks(self.clip), self.generates)
+
+  @property
+  def voice_latents(self) -> int:
+    """Audio latents of the reference voice; 0 without one."""
+    return 0 if self.request.voice is None else self.request.voice.latents
 
   @property
   def num_windows(self) -> int:
@@ -286,6 +292,7 @@ def plan(
   if settings.slg_layer >= depth:
     _log.info("note: there is no block %d, none is skipped", settings.slg_layer)
   lengths = _lengths(expanded, variant, settings, generate)
+  _check_voices(expanded, lengths, components)
   if noise and any(length.windows for length in lengths):
     raise ValueError(
       "noise: a file is of clips of one window; leave it out, or give fewer"
@@ -312,6 +319,11 @@ def plan(
     if request.given.extend is None:
       notes += _sound_notes(request, clip)
     notes += request.notes
+    if request.voice is not None and not _knows_voices(components):
+      notes += (
+        "voice: these weights do not say that they were trained with reference"
+        " voices",
+      )
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
@@ -389,7 +401,7 @@ def _check_towers(request: requests_lib.Request, generate: str) -> None:
   given = request.given
   unused = {
     denoisers.BOTH: (),
-    "video": ("audio", "extend"),
+    "video": ("audio", "extend", "voice"),
     "audio": ("image", "last_image", "video", "extend"),
   }
   named = [*(["image"] if request.image is not None else []), *given.files]
@@ -403,6 +415,30 @@ def _check_towers(request: requests_lib.Request, generate: str) -> None:
       f"row {request.index}: keep_audio_until and generate=video cannot be"
       " combined; leave one out"
     )
+
+
+def _knows_voices(components: denoisers.SamplingComponents) -> bool:
+  """Whether the weights recommend settings of reference voices."""
+  return "voice_guidance_scale" in components.manifest.sampling
+
+
+def _check_voices(
+  requests: Sequence[requests_lib.Request],
+  lengths: Sequence["_Length"],
+  components: denoisers.SamplingComponents,
+) -> None:
+  """ValueError if a clip reaches the positions of its reference voice."""
+  tower = components.arch.fusion.audio
+  for request, length in zip(requests, lengths):
+    if request.voice is None or tower is None:
+      continue
+    most = rope.reference_start(tower.rope_scale)
+    if length.clip.audio_latents > most:
+      seconds = most / geometry.AUDIO_LATENT_RATE
+      raise ValueError(
+        f"row {request.index}: voice goes with up to {seconds:.1f} s that are"
+        " denoised at once; lower window_seconds"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -523,7 +559,7 @@ def _check_windows(
     raise ValueError(
       f"seconds must be at most {most:.0f}; extend continues a finished clip"
     )
-  names = [n for n in request.given.files if n != "extend"]
+  names = [n for n in request.given.media if n != "extend"]
   names += [] if generate == denoisers.BOTH else [f"generate={generate}"]
   if names:
     raise ValueError(
@@ -563,7 +599,7 @@ def _media_notes(
     if abs(seconds - (request.seconds or seconds)) > 1.5 / geometry.FPS:
       return (f"the clip lasts {seconds:.2f} s, as whole latents hold",)
     return ()
-  files = " and ".join(request.given.files)
+  files = " and ".join(request.given.media)
   if length.latent_frames == wanted:
     if media > seconds + 1 / geometry.FPS:
       return (f"the first {seconds:.2f} of {media:.2f} s are used",)
@@ -617,8 +653,8 @@ def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
 
   Returns:
     Clips of the same latent sizes, of which the same kinds of latents are
-    given, in their order; a batch stands where its first clip does. A clip
-    that is made in windows is a batch of its own.
+    given and as many of a reference voice, in their order; a batch stands where
+    its first clip does. A clip that is made in windows is a batch of its own.
   """
   made: list[list[Job]] = []
   latest: dict[Any, list[Job]] = {}
@@ -627,7 +663,7 @@ def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
       made.append([job])
       continue
     parts = conditions.split(job.given, job.conditioning)
-    key = job.clip, jax.tree.structure(parts)
+    key = job.clip, jax.tree.structure(parts), job.voice_latents
     if key not in latest or len(latest[key]) == batch_size:
       latest[key] = []
       made.append(latest[key])
@@ -670,6 +706,9 @@ def _metadata(
   if given:
     given["latent_frames"] = length.clip.latent_frames
     given["conditioning"] = settings.conditioning
+  if request.voice is not None:
+    given["voice"] |= dataclasses.asdict(request.voice)
+    given["voice_guidance_scale"] = settings.voice_guidance_scale
   size: dict[str, Any] = {}
   frames = length.latent_frames
   known = components.geometry.latent_frames

@@ -44,6 +44,7 @@ COLUMNS = {
   "video": "video_path",
   "audio": "audio_path",
   "extend": "extend_path",
+  "voice": "voice_path",
   "keep": "keep",
   "keep_audio_until": "keep_audio_until",
 }
@@ -70,6 +71,7 @@ class Request:
       `expand`.
     sound: where the given file has sound, see `given_media.Found`; set by
       `expand`.
+    voice: the part of the file that is the reference voice; set by `expand`.
     notes: to show the user, on how files were read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
     first_frame: what `image` was generated from, see `first_frames`.
@@ -87,6 +89,7 @@ class Request:
   size: tuple[int, int] = (0, 0)
   media_seconds: float | None = None
   sound: conditions.Interval = conditions.ANY
+  voice: conditions.Voice | None = None
   notes: tuple[str, ...] = ()
   stem: str = ""
   first_frame: Mapping[str, Any] | None = None
@@ -344,6 +347,7 @@ def _inspected(
         size=size,
         media_seconds=found.seconds,
         sound=found.sound,
+        voice=found.voice,
         notes=found.notes + notes,
       )
     )

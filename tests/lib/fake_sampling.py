@@ -42,8 +42,17 @@ class Models:
   def texts(self, texts):
     return {text: np.zeros((1, 2), np.float32) for text in texts}
 
-  def sample(self, noise, positives, negative, settings, given, on_step):
-    del negative, given
+  def sample(
+    self,
+    noise,
+    positives,
+    negative,
+    settings,
+    given,
+    on_step,
+    voices_BRC=None,
+  ):
+    del negative, given, voices_BRC
     self.batches.append(len(positives))
     self.began.set()
     self.fail(len(positives))
