@@ -228,7 +228,7 @@ def step(
     repeated = jax.eval_shape(
       functools.partial(guidance.duplicate_for_cfg, passes=passes), x
     )
-    references = AV()
+    references: AV[Any] = AV()
     if voice_latents:
       shown = functools.partial(
         denoisers.shown_reference,

@@ -103,8 +103,7 @@ def table(
     raise ValueError("a reference is of audio tokens, got a grid of video")
   split = head_split(head_size)
   parts = []
-  first, *others = grid
-  grid = (first + reference, *others)
+  grid = tuple(n + reference * (axis == 0) for axis, n in enumerate(grid))
   for axis, pairs in enumerate(split):
     length = grid[axis] if axis < len(grid) else 1
     if axis == 0:

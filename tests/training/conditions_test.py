@@ -129,7 +129,9 @@ def test_towers_decide_what_can_be_given():
     settings.from_config(video)
 
 
-@pytest.mark.parametrize("name", ["i2v", "v2a", "a2v", "extend", "all"])
+@pytest.mark.parametrize(
+  "name", ["i2v", "v2a", "a2v", "extend", "voice", "all"]
+)
 def test_presets_change_the_conditions_of_a_stage(name):
   config = config_files.load(f"conditions/{name}:small")
   base = config_files.load("small")
