@@ -101,9 +101,9 @@ class Manifest:
     Raises:
       ValueError: weights of other sizes without `latents`.
     """
-    if self.variant is not None:
-      return geometry.variant(self.variant)
     clip = self.architecture.clip
+    if self.variant in geometry.VARIANTS or (self.variant and clip is None):
+      return geometry.variant(self.variant)
     if clip is None:
       raise ValueError(
         "weights of other sizes need default 'latents' in their --arch file"

@@ -32,9 +32,9 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
-from ovi_jax.models import rope
 from ovi_jax.models import fusion
 from ovi_jax.models import remat as remats
+from ovi_jax.models import rope
 from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import config as video_vae

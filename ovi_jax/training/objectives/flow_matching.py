@@ -165,9 +165,7 @@ def loss_masks(batch: schema.Batch, sample: NoiseSample) -> AV[jax.Array]:
   return batch.latents.map(one)
 
 
-def _references(
-  batch: schema.Batch, sample: NoiseSample
-) -> AV[reference_lib.Reference]:
+def _references(batch: schema.Batch, sample: NoiseSample) -> AV[Any]:
   """The references of a batch, shown at time 0."""
   if sample.reference is None:
     return AV()
