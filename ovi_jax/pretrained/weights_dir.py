@@ -102,7 +102,8 @@ class Manifest:
       ValueError: weights of other sizes without `latents`.
     """
     clip = self.architecture.clip
-    if self.variant in geometry.VARIANTS or (self.variant and clip is None):
+    is_ovi = self.variant in geometry.VARIANTS
+    if self.variant is not None and (is_ovi or clip is None):
       return geometry.variant(self.variant)
     if clip is None:
       raise ValueError(

@@ -44,9 +44,9 @@ COLUMNS = {
   "video": "video_path",
   "audio": "audio_path",
   "extend": "extend_path",
-  "voice": "voice_path",
   "keep": "keep",
   "keep_audio_until": "keep_audio_until",
+  "voice": "voice_path",
 }
 SECONDS_COLUMN = "seconds"
 SEEDS = 2**32
