@@ -41,6 +41,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
   media_files.write(folder / "silent.mp4", frames, times)
   media_files.write(folder / "short.mp4", frames[:3], times[:3])
   media_files.write_sound(folder / "tone.wav", tone)
+  media_files.write_sound(folder / "long.wav", media_files.tone(2.7))
+  media_files.write_sound(folder / "brief.wav", media_files.tone(0.9))
+  media_files.write_sound(folder / "silent.wav", 0 * media_files.tone(1.5))
   (folder / "text.mp4").write_text("no video")
   Image.fromarray(frames[0]).save(folder / "first.png")
   Image.fromarray(frames[0][:, :64]).save(folder / "last.png")
@@ -49,7 +52,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 def asked(folder: pathlib.Path, image: Any = None, **given: Any):
   files = {
-    name: folder / value if name in ("last_image", "video", "audio") else value
+    name: folder / value
+    if name in ("last_image", "video", "audio", "voice")
+    else value
     for name, value in given.items()
   }
   return requests.from_prompt("a", image and folder / image, **files)
@@ -85,6 +90,8 @@ def asked(folder: pathlib.Path, image: Any = None, **given: Any):
     ({"video": "clip.mp4", "keep_audio_until": "1"}, "a number .*got '1'"),
     ({"video": "clip.mp4", "keep_audio_until": True}, "a number .*got True"),
     ({"video": "clip.mp4", "keep_audio_until": 10**400}, "below 1000000, got"),
+    ({"voice": "tone.wav", "audio": "tone.wav"}, "voice and audio cannot be"),
+    ({"voice": "none.wav"}, r"the voice is missing: .*none\.wav"),
     ({"video": "none.mp4"}, r"the video is missing: .*none\.mp4"),
     ({"last_image": "none.png"}, "the last image is missing: .*mode t2v"),
     ({"vido": "clip.mp4"}, r"vido is unknown .did you mean video"),
@@ -104,6 +111,13 @@ def test_what_cannot_be_combined_is_refused(folder, given, message):
     ({"audio": "silent.mp4"}, r"audio .*silent\.mp4: it has no sound track"),
     ({"video": "silent.mp4", "keep_audio_until": 1.0}, "has no sound track"),
     ({"last_image": "text.mp4"}, r"text\.mp4: .*PNG, JPEG or WebP"),
+    ({"voice": "text.mp4"}, r"voice .*text\.mp4: expected a file of one of"),
+    ({"voice": "silent.mp4"}, r"voice .*silent\.mp4: it has no sound track"),
+    (
+      {"voice": "brief.wav"},
+      r"brief\.wav: its sound lasts 0.90 s, .* 1 to 3 s",
+    ),
+    ({"voice": "silent.wav"}, r"silent\.wav: .*of its sound are silent"),
   ],
 )
 def test_unfit_files_are_refused_before_anything_is_loaded(
@@ -294,11 +308,11 @@ def test_a_table_has_a_column_for_each_condition(folder):
   path = folder / "list.csv"
   columns = ",".join(["text_prompt", "image_path", *requests.COLUMNS.values()])
   rows = [
-    "a,first.png,last.png,,,,,",
-    'b,,,clip.mp4,,,"0-0.5,0.8-1",',
-    "c,,,clip.mp4,,,,0.5",
-    "d,,,,tone.wav,,,",
-    "e,,,,,clip.mp4,,",
+    "a,first.png,last.png,,,,,,",
+    'b,,,clip.mp4,,,"0-0.5,0.8-1",,',
+    "c,,,clip.mp4,,,,0.5,",
+    "d,,,,tone.wav,,,,",
+    "e,,,,,clip.mp4,,,tone.wav",
   ]
   path.write_text("\n".join([columns, *rows]))
   found = requests.from_file(path)
@@ -307,12 +321,12 @@ def test_a_table_has_a_column_for_each_condition(folder):
     {"video"},
     {"video"},
     {"audio"},
-    {"extend"},
+    {"extend", "voice"},
   ]
   assert found[1].given.keep == ((0, 0.5), (0.8, 1))
   assert found[2].given.keep_audio_until == 0.5
   path.write_text(
-    "\n".join([columns, "a,first.png,,clip.mp4,,,,", "b,,,,,,,x"])
+    "\n".join([columns, "a,first.png,,clip.mp4,,,,,", "b,,,,,,,x,"])
   )
   with pytest.raises(ValueError, match="line 2.: image and video") as error:
     requests.from_file(path)
@@ -321,6 +335,28 @@ def test_a_table_has_a_column_for_each_condition(folder):
     ValueError, match="--video goes with --prompt; set video_"
   ):
     requests.from_flags("", str(path), "", "auto", video="clip.mp4", audio="")
+
+
+def test_a_voice_is_as_many_whole_seconds_as_its_file_has(folder):
+  (long,), (short,), (plain,) = (
+    requests.expand(asked(folder, **given), 1, 0, **SIZE)
+    for given in ({"voice": "long.wav"}, {"voice": "tone.wav"}, {})
+  )
+  assert long.voice == conditions.Voice(start=0.0, latents=62)
+  assert long.notes == ("voice: the first 1.98 of 2.70 s are used",)
+  assert short.voice is not None and short.voice.latents == 31
+  assert plain.voice is None and not short.notes
+  # It decides neither the length nor the size, but the name.
+  for each in (long, short):
+    assert each.media_seconds is None and each.size == plain.size
+  assert len({each.stem for each in (long, short, plain)}) == 3
+  assert [conditions.voice(0, s).latents for s in (0.99, 3.0, 60)] == [
+    31,
+    93,
+    93,
+  ]
+  with pytest.raises(ValueError, match="its sound lasts 0.00 s"):
+    conditions.voice(1.0, 0.5)
 
 
 def test_clips_with_equal_kinds_of_conditions_are_batched(folder):
@@ -372,9 +408,14 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
       "0.03 s are shorter than an audio latent, 0.032 s",
     ),
     ({"video": "short.mp4"}, "lasts 0.12 s, a clip at least 0.21 s"),
+    (
+      {"voice": "tone.wav", "audio": "tone.wav", "keep": "0-2"},
+      "voice: all so",
+    ),
   ):
     files: dict[str, Any] = {
-      k: folder / v if k in ("video", "audio") else v for k, v in given.items()
+      k: folder / v if k in ("video", "audio", "voice") else v
+      for k, v in given.items()
     }
     with pytest.raises(ValueError, match=f"row 1: .*{message}"):
       pipe("a", **files)
