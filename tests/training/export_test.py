@@ -116,6 +116,11 @@ def test_invalid_runs_are_refused(run, weights, tmp_path):
 
 
 def test_towers_trained_with_given_latents_recommend_clean_ones():
-  for name, expected in (("v2a", {"conditioning": "clean"}), ("i2v", {})):
+  clean = {"conditioning": "clean"}
+  for name, expected in (
+    ("v2a", clean),
+    ("i2v", {}),
+    ("voice", {**clean, "voice_guidance_scale": 1.0}),
+  ):
     loaded = config_files.load(f"conditions/{name}:small")
     assert export._conditioning(loaded.to_dict()) == expected
