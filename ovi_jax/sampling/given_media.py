@@ -23,6 +23,7 @@ from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import conditions as conditions_lib
 
 _MIN_ENCODED = 16  # audio latents encoded at once
+_UNNOTED = 0.2  # seconds of a voice that are left out without a note
 _SILENT = 1e-3  # peak of a sound without a voice, 60 dB below a full sine
 _STATIC_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # encoded of a last image
 
@@ -119,7 +120,7 @@ def _inspect_voice(
         " where the voice is heard"
       )
   notes = []
-  if end - begin > voice.seconds + conditions_lib.TOLERANCE:
+  if end - begin > voice.seconds + _UNNOTED:
     notes.append(
       f"voice: the first {voice.seconds:.2f} of {end - begin:.2f} s are used"
     )
