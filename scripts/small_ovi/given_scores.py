@@ -137,6 +137,7 @@ def long(folder: pathlib.Path) -> list[scores.Score]:
       for part in (frames_THWC[:count], frames_THWC[-count:])
     ]
     kept = set(looks[0].colours) == set(looks[1].colours)
+    rate = rate or geometry.SAMPLE_RATE
     if wave_A is not None and clip.facts.kind == scene.FACE:
       size = round(_PART * rate)
       first, last = (

@@ -20,9 +20,9 @@ LATENTS = AV(
   RANDOM.standard_normal((2, 2, 4, 4, 48), np.float32),
   RANDOM.standard_normal((2, 9, 20), np.float32),
 )
-VOICES = RANDOM.standard_normal((2, 5, 20), np.float32)
+VOICES = jnp.asarray(RANDOM.standard_normal((2, 5, 20), np.float32))
 TEXT = jnp.asarray(RANDOM.standard_normal((2, 5, 48), np.float32))
-SHOWN = np.ones((2, 5), bool)
+SHOWN = jnp.ones((2, 5), bool)
 
 
 def numbered(batch: int = 3) -> tuple[jax.Array, reference.Reference]:
