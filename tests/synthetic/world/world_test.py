@@ -215,7 +215,7 @@ def test_two_balls_may_move_at_once():
 
 
 def test_faces_of_the_world_of_voices_have_three_of_them():
-  world = worlds.World(size=16, what="voices")
+  world = worlds.World(size=16, what="voices", complete=True)
   found, named = collections.Counter(), 0
   for index in range(60):
     made = world.clip(index, slice(1), sound=False)
