@@ -218,7 +218,7 @@ def test_a_reference_is_clean_and_its_span_has_no_loss():
   class Spy:
     def apply(self, variables, x, *args, references, **others):
       seen.update(found=references.audio)
-      return jax.tree.map(lambda a: a * variables["scale"], x)
+      return jax.tree.map(lambda a: a * variables["params"]["scale"], x)
 
   given = small_step.batch()
   size = len(given.ids)
@@ -236,7 +236,7 @@ def test_a_reference_is_clean_and_its_span_has_no_loss():
   def loss(noise):
     changed = drawn._replace(noise=noise)
     found = flow_matching.losses(
-      Spy(), {"scale": 2.0}, given, changed, small_step.NULL
+      Spy(), {"scale": 4.0}, given, changed, small_step.NULL
     )
     return found.audio[0]
 
