@@ -23,6 +23,7 @@ from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
 from tests.lib import clip_jobs
+from tests.lib import fake_sampling
 from tests.lib import media_files
 
 SIZE = {"height": 64, "width": 64, "area": 64 * 96}
@@ -383,6 +384,28 @@ def test_clips_with_equal_kinds_of_conditions_are_batched(folder):
   # Renoised: a last frame only, or a whole video with its first latent clean.
   sizes = [len(batch) for batch in planning.batches(jobs, 8)]
   assert sizes == [3, 1, 1, 2, 1]
+
+
+def test_clips_are_batched_by_the_length_of_their_voice(folder, tmp_path):
+  table = tmp_path / "voices.csv"
+  rows = [
+    f"{n},{folder / v}" for n, v in zip("abc", ["tone.wav"] * 2 + ["long.wav"])
+  ]
+  table.write_text("\n".join(["text_prompt,voice_path", *rows, "d,"]))
+  pipe, models = fake_sampling.pipeline()
+  settings = settings_lib.Settings.from_overrides(
+    {"num_steps": 1, "batch_size": 4}
+  )
+  jobs, _ = planning.plan(
+    requests.from_file(table), settings, pipe.components, tmp_path, ""
+  )
+  recipes = pipe.generate(jobs, settings, lambda made: made.metadata)
+  assert models.voices == [(2, 31, 20), (1, 62, 20), ()]
+  voice = recipes[2]["given"]["voice"]
+  digest = hashlib.sha256((folder / "long.wav").read_bytes()).hexdigest()
+  assert voice["sha256"] == digest and voice["latents"] == 62
+  assert recipes[2]["given"]["voice_guidance_scale"] == 1.0
+  assert "given" not in recipes[3] and "voice" not in str(recipes[3]["config"])
 
 
 def test_nothing_left_to_generate_is_refused(folder, tmp_path):
