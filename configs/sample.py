@@ -50,6 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Noise level of conditioning latents: "clean" (t = 0), or "renoise" (that of
   # the step), for weights that were not trained with conditioning latents.
   config.conditioning = placeholder(str)  # "renoise"
+  # Of a reference voice; 1 is without a third pass of the model in a step.
+  config.voice_guidance_scale = placeholder(float)  # 1.0
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
   config.attention = "auto"  # see ovi_jax/attention/attention.py
   # Devices along each axis; 0 for the remaining ones. All 0: data=2 for the

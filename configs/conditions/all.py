@@ -22,5 +22,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "audio.prefix": 0.15,
     "audio.whole": 0.2,
     "audio.span": 0.1,
+    "audio.reference": 0.3,
   }
   return default_config.with_conditions(arg, conditions)

@@ -108,6 +108,8 @@ def run(
   size = planning.clip_size(settings, manifest)
   variant = manifest.geometry
   given.check(image)
+  if given.voice is not None and manifest.architecture.fusion.audio is None:
+    raise ValueError("voice: the weights have no audio tower; leave it out")
   frames = variant.latent_frames
   if seconds is not None:
     frames = conditions_lib.nearest_latent_frames(seconds)
@@ -123,7 +125,9 @@ def run(
     masks = conditions_lib.masks(given, image, conditions_lib.ANY, clip)
     conditions_lib.check_masks(given, masks, conditions_lib.ANY, clip)
   dtype = quantized.DTYPES.get(quantize)
-  guided = functools.partial(step, given=masks)
+  # Files are not read: a voice is taken for the longest.
+  voice = 0 if given.voice is None else conditions_lib.VOICE_LATENTS[-1]
+  guided = functools.partial(step, given=masks, voice_latents=voice)
   reports = (
     make(settings, pipeline, clip, flags, quantize=dtype)
     for make in (guided, decoding, encoding)
@@ -188,6 +192,7 @@ def step(
   flags: Mapping[str, str],
   given: AV[Any] = ALL_GENERATED,
   quantize: np.dtype | None = None,
+  voice_latents: int = 0,
 ) -> report.Report:
   """A guided step of a whole batch of clips.
 
@@ -198,6 +203,7 @@ def step(
     flags: compiler flags, for the report.
     given: masks_T of the latents in time that are given.
     quantize: dtype of the 8-bit kernels that are assumed without local weights.
+    voice_latents: audio latents of the clips' reference voices.
   """
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   batch = settings.batch_size
@@ -206,6 +212,8 @@ def step(
   )
   method = solvers.named(settings.solver)
   levels = method.schedule(settings.num_steps, settings.flow_shift)
+  guided_by_voice = voice_latents and settings.voice_guidance_scale != 1
+  passes = guidance.PASSES + bool(guided_by_voice)
   row = method.coefficients(levels.sigmas)[0]
   with pipeline.computing():
     model = pipeline.denoiser_model()
@@ -215,13 +223,29 @@ def step(
       whole((batch, *grid, towers.video.channels)),
       whole((batch, clip.audio_latents, towers.audio.channels)),
     )
-    text = whole((2 * batch, pipeline.text_length, towers.video.text_dim))
-    doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
+    rows = passes * batch
+    text = whole((rows, pipeline.text_length, towers.video.text_dim))
+    repeated = jax.eval_shape(
+      functools.partial(guidance.duplicate_for_cfg, passes=passes), x
+    )
+    references: AV[Any] = AV()
+    if voice_latents:
+      shown = functools.partial(
+        denoisers.shown_reference,
+        conditioning=settings.conditioning,
+        passes=passes,
+      )
+      shape = batch, voice_latents, towers.audio.channels
+      references = jax.tree.map(
+        lambda s: whole(s.shape, dtype=s.dtype),
+        jax.eval_shape(shown, jax.ShapeDtypeStruct(shape, jnp.float32)),
+      )
     conditions: Any = jax.eval_shape(
       functools.partial(denoisers.conditions, model),
       params,
-      doubled,
+      repeated,
       AV(text, text),
+      references,
     )
     conditions = jax.tree.map(
       lambda s: sharding_rules.abstract(
@@ -230,9 +254,14 @@ def step(
       conditions,
     )
     scale = whole(())
-    mask = whole((towers.video.num_layers, 2 * batch), dtype=jnp.bool_)
+    mask = whole((towers.video.num_layers, rows), dtype=jnp.bool_)
     inputs = denoise.Inputs(
-      conditions, mask, AV(scale, scale), _given(given, x, settings, mesh)
+      conditions,
+      mask,
+      AV(scale, scale),
+      _given(given, x, settings, mesh),
+      references,
+      scale if guided_by_voice else None,
     )
     state = jax.tree.map(
       lambda s: whole(s.shape, dtype=s.dtype),
@@ -240,16 +269,17 @@ def step(
     )
     arguments = params, inputs, x, state, scale, whole(row.shape), scale
     lowered = denoise.step.lower(model, method, *arguments)
-  tokens = AV(clip.tokens, clip.audio_latents)
+  tokens = AV(clip.tokens, clip.audio_latents + voice_latents)
+  voice = f", {voice_latents} latents of a voice" if voice_latents else ""
   return report.compile_and_report(
     f"guided step of {'' if batch == 1 else f'{batch} clips of '}"
     f"{clip.pixels[0]}x{clip.pixels[1]},"
     f" {clip.latent_frames} latent frames"
-    f"{_latents_given(given, settings.conditioning)}",
+    f"{_latents_given(given, settings.conditioning)}{voice}",
     lowered,
     arguments,
     mesh,
-    2 * batch * flops.forward(towers, tokens).total,
+    rows * flops.forward(towers, tokens).total,
     flags,
   )
 

@@ -11,6 +11,7 @@ and fields.
 
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -43,8 +44,8 @@ def define_flags() -> None:
     "prompts",
     "",
     "CSV or TSV with the column text_prompt and, optionally, image_path, seed,"
-    " seconds, last_image_path, video_path, audio_path, extend_path, keep,"
-    " keep_audio_until.",
+    " seconds, last_image_path, video_path, audio_path, extend_path,"
+    " voice_path, keep, keep_audio_until.",
   )
   flags.DEFINE_string(
     "image", "", "First frame, for --prompt: PNG, JPEG or WebP."
@@ -74,6 +75,12 @@ def define_flags() -> None:
     "audio", "", "Sound file: it is kept, a video is generated."
   )
   flags.DEFINE_string("extend", "", "Video file to continue.")
+  flags.DEFINE_string(
+    "voice",
+    "",
+    "Sound of 1 to 3 s whose voice speaks in the clip, for weights that were"
+    " trained with reference voices.",
+  )
   flags.DEFINE_float(
     "seconds",
     None,
@@ -190,7 +197,9 @@ def main() -> None:
 def _named_files() -> conditions.Conditions:
   """What the flags name, whether files are there or not."""
   names = conditions.FILES
-  files = {n: pathlib.Path(v) for n in names if (v := getattr(FLAGS, n))}
+  files: dict[str, Any] = {
+    n: pathlib.Path(v) for n in names if (v := getattr(FLAGS, n))
+  }
   return conditions.Conditions(
     keep=conditions.parse_intervals(FLAGS.keep) if FLAGS.keep else (),
     keep_audio_until=FLAGS.keep_audio_until,

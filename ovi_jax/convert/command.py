@@ -174,7 +174,7 @@ def _sizes(
       raise ValueError(
         f"variant {variant!r} is unknown; choose from {VARIANTS}"
       )
-    sizes = architecture.released_sizes()
+    sizes = releases.sizes_of(variant)
     if variant == releases.WAN:
       keys = {"umt5": "t5", "video_vae": "video_vae"}
       named = {keys[c]: sizes[keys[c]] for c in components if c in keys}

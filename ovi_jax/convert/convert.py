@@ -61,7 +61,7 @@ def convert(
     out: directory of our weights; what it holds of these components stays
       if it was made of the same tensors in the same way, and is replaced at
       the end if not.
-    variant: released variant, `releases.WAN`, or `None` for other sizes.
+    variant: of `releases.known_variants`, or `None` for other sizes.
     sizes: of the architecture, in the original's form.
     components: which to convert; `None` for all that `sizes` names, or, without
       a release, all that `files` names.
@@ -111,6 +111,8 @@ def convert(
       digests[component] = _convert_one(
         component, tensors, shapes, out, staged, dtype
       )
+    if "fusion" in chosen:
+      sampling = releases.sampling_of(variant)
     for name, path in beside.items():
       shutil.copyfile(path, staged / name)
     file = (staged if beside else out) / weights_dir.TOKENIZER

@@ -33,8 +33,14 @@ _ERROR = 300  # characters of an error that are shown
 _WAN = "Wan-AI/Wan2.2-TI2V-5B"
 _MMAUDIO = "hkchengrex/MMAudio"
 _OVI = "chetwinlow1/Ovi"
+_DREAMID = "XuGuo699/DreamID-Omni"
 # Where the files of a repository go.
-_DIRECTORIES = {_WAN: "Wan2.2-TI2V-5B", _MMAUDIO: "MMAudio", _OVI: "Ovi"}
+_DIRECTORIES = {
+  _WAN: "Wan2.2-TI2V-5B",
+  _MMAUDIO: "MMAudio",
+  _OVI: "Ovi",
+  _DREAMID: "DreamID_Omni",
+}
 _SHARED = (
   (_WAN, "Wan2.2_VAE.pth"),
   (_WAN, "models_t5_umt5-xxl-enc-bf16.pth"),
@@ -67,7 +73,7 @@ def plan(variant: str) -> list[File]:
   """What a variant needs: its own weights and what all variants share.
 
   Args:
-    variant: one of `geometry.VARIANTS`; or `release.WAN`, which is the video
+    variant: of `release.known_variants`; `release.WAN` is the video
       transformer alone.
 
   Raises:
@@ -75,7 +81,10 @@ def plan(variant: str) -> list[File]:
   """
   if variant == releases.WAN:
     return [File(repo=_WAN, name="diffusion_pytorch_model*")]
-  own = (_OVI, geometry.variant(variant).checkpoint)
+  if variant == releases.DREAMID:
+    own = (_DREAMID, pathlib.PurePath(releases.DREAMID_CHECKPOINT).name)
+  else:
+    own = (_OVI, geometry.variant(variant).checkpoint)
   return [File(repo=repo, name=name) for repo, name in (own, *_SHARED)]
 
 

@@ -28,11 +28,28 @@ from ovi_jax.pretrained import tensor_file
 
 TOKENIZER = "Wan2.2-TI2V-5B/google/umt5-xxl"
 # What a release directory holds.
-FOLDERS = ("Ovi", "Wan2.2-TI2V-5B", "MMAudio")
+FOLDERS = ("Ovi", "Wan2.2-TI2V-5B", "MMAudio", "DreamID_Omni")
 # The transformer of Wan2.2-TI2V-5B on its own: the video tower that fusion
 # training starts from.
 WAN = "wan2.2_ti2v_5b"
 WAN_TRANSFORMER = "Wan2.2-TI2V-5B/diffusion_pytorch_model*.safetensors"
+# DreamID-Omni (github.com/Guoxu1233/DreamID-Omni): Ovi's towers, trained on
+# with reference pictures and voices. It has the tensors of Ovi's checkpoints,
+# name by name.
+DREAMID = "dreamid_omni"
+DREAMID_CHECKPOINT = "DreamID_Omni/dreamid_omni.safetensors"
+# Ratio of its clips' video to audio latents, 31 / 157, in bfloat16: with it the
+# original turns the positions of sound, whatever its JSON file says.
+_DREAMID_ROPE = 0.197265625
+_DREAMID_CLIP = {"T": 31, "H": 44, "W": 80, "A": 157}
+# Where the settings of its inference differ from Ovi's. Its scale of the voice
+# term is 2; here 1 is no guidance.
+_DREAMID_SAMPLING: Mapping[str, Any] = {
+  "guidance_scale": {"video": 3.0, "audio": 4.0},
+  "slg_layer": 0,
+  "conditioning": "renoise",
+  "voice_guidance_scale": 3.0,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +104,7 @@ def source(
 
   Args:
     component: one of `architecture.COMPONENTS`.
-    variant: a released variant, `WAN`, or `None` for weights of other sizes:
+    variant: a released variant, `WAN`, `DREAMID`, or `None` for other sizes:
       the one checkpoint under `Ovi/` is then meant, or Wan's transformer if
       there is none and `config` has a video tower alone.
     release: the release directory; `None` if the file is named elsewhere.
@@ -98,6 +115,13 @@ def source(
   """
   if component != "fusion":
     return SOURCES[component]
+  if variant == DREAMID:
+    return Source(
+      file=DREAMID_CHECKPOINT,
+      rows=fusion.rows,
+      dialects=fusion.DIALECTS,
+      towers=tuple(fusion.PREFIXES),
+    )
   if variant == WAN:
     return Source(
       file=WAN_TRANSFORMER,
@@ -127,7 +151,23 @@ def target(component: str, variant: str | None) -> Source:
 
 def known_variants() -> tuple[str, ...]:
   """Names for `--variant`."""
-  return (*geometry.VARIANTS, WAN)
+  return (*geometry.VARIANTS, WAN, DREAMID)
+
+
+def sizes_of(variant: str) -> Mapping[str, Any]:
+  """Sizes of a known variant, in the original's form."""
+  sizes: Mapping[str, Any] = architecture.released_sizes()
+  if variant != DREAMID:
+    return sizes
+  rope = {"temporal_rope_scaling_factor": _DREAMID_ROPE}
+  audio = {**sizes["fusion"]["audio"], **rope}
+  towers = {**sizes["fusion"], "audio": audio}
+  return {**sizes, "fusion": towers, "latents": dict(_DREAMID_CLIP)}
+
+
+def sampling_of(variant: str | None) -> Mapping[str, Any]:
+  """Sampling settings that are published for a variant, if not Ovi's."""
+  return _DREAMID_SAMPLING if variant == DREAMID else {}
 
 
 def _only(release: pathlib.Path, config: AV[Any] | None) -> str:

@@ -23,6 +23,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import block
 from ovi_jax.models import block_params
 from ovi_jax.models import dit
+from ovi_jax.models import reference as reference_lib
 from ovi_jax.models import remat as remats
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
@@ -46,7 +47,8 @@ def should_unroll(config: AV[dit.DiTConfig], platform: str) -> bool:
   return platform == "cpu" and few and narrow
 
 
-# No lengths: all latents are valid. No masks: all latents are generated.
+# No lengths: all latents are valid. No masks: all latents are generated. No
+# references.
 _ALL: AV[Any] = AV()
 TEXT_KEYS = f"G{block.REPLICATED_LETTERS}"  # logical axes of cached text keys
 
@@ -83,14 +85,16 @@ class MapQuery(NamedTuple):
   ) -> tuple[jax.Array, jax.Array]:
     """Reduce the map of a tower in one block.
 
-    `heads` is that of the block; L of the map may include padding tokens.
+    `heads` is that of the block; the map may include padding tokens and
+    those of a reference, which are left out.
 
     Returns:
       The weighted sum over heads [B, L, S], and the attention mass inside
       `near` of each head [B, N].
     """
     near_LS = getattr(self.near, name)
-    map_BNLS = map_BNLS[:, :, : near_LS.shape[0]]
+    rows, columns = near_LS.shape
+    map_BNLS = map_BNLS[:, :, :rows, :columns]
     mean_BLS = jnp.einsum("BNLS,N->BLS", map_BNLS, getattr(self.heads, name))
     return mean_BLS, jnp.einsum("BNLS,LS->BNL", map_BNLS, near_LS).mean(-1)
 
@@ -243,11 +247,14 @@ class FusionDiT(nn.Module):
   def tower(self, name: str) -> dit.Tower:
     return getattr(self, name)
 
-  def rotary(self, latents: AV[Any]) -> AV[rope.Rotary]:
+  def rotary(
+    self, latents: AV[Any], references: AV[Any] = _ALL
+  ) -> AV[rope.Rotary]:
     """Rotary tables of all tokens.
 
     Args:
       latents: arrays, or anything with their shapes.
+      references: likewise, see `__call__`.
 
     Returns:
       A table for each modality, padded like the tokens.
@@ -255,8 +262,12 @@ class FusionDiT(nn.Module):
     tables = {}
     for name, x in latents.present().items():
       config = getattr(self.config, name)
+      found = getattr(references, name)
       table = rope.table(
-        config.grid(x.shape), config.head_size, config.rope_scale
+        config.grid(x.shape),
+        config.head_size,
+        config.rope_scale,
+        0 if found is None else found.latents_BRC.shape[1],
       )
       tokens = table.cos_LK.shape[0]
       missing = 0 if config.is_audio else logical_axes.fill(tokens) - tokens
@@ -275,12 +286,18 @@ class FusionDiT(nn.Module):
     """
     return text.map(lambda name, x: self.tower(name).text(x))
 
-  def conditions(self, latents: AV[Any], text: AV[jax.Array]) -> Conditions:
+  def conditions(
+    self,
+    latents: AV[Any],
+    text: AV[jax.Array],
+    references: AV[Any] = _ALL,
+  ) -> Conditions:
     """Compute the tensors that all denoising steps of a prompt share.
 
     Args:
       latents: arrays, or anything with their shapes.
       text: prompt embeddings_BSE of each tower, zero beyond the prompt's end.
+      references: likewise, see `__call__`.
 
     Returns:
       Keys and values of the prompts in every block, and rotary tables.
@@ -293,7 +310,7 @@ class FusionDiT(nn.Module):
     text_kv = jax.tree.map(
       lambda x: logical_axes.constrain(x, TEXT_KEYS), text_kv
     )
-    return Conditions(text_kv, self.rotary(latents))
+    return Conditions(text_kv, self.rotary(latents, references))
 
   def __call__(
     self,
@@ -303,6 +320,7 @@ class FusionDiT(nn.Module):
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     given_BT: AV[jax.Array | None] = _ALL,
+    references: AV[reference_lib.Reference | None] = _ALL,
   ) -> AV[jax.Array]:
     """Predict velocities.
 
@@ -318,19 +336,26 @@ class FusionDiT(nn.Module):
         all are valid.
       given_BT: masks of conditioning latents in time, which are clean and have
         timestep 0; `None` for a modality without any.
+      references: latents that are appended to those of a modality; only audio
+        may have some.
 
     Returns:
       Velocity (noise - data) in the shape of `latents`, float32. Outputs at
       conditioning latents are undefined.
     """
     tokens, times, _ = self._run_blocks(
-      latents, t_BT, text, block_mask_GB, lengths, given_BT
+      latents, t_BT, text, block_mask_GB, lengths, given_BT, references
     )
-    return tokens.map(
-      lambda name, x: self.tower(name).velocity(
-        x, getattr(times, name), self._grid(name, latents)
-      )
-    )
+
+    def velocity(name: str, tokens_BLD: jax.Array) -> jax.Array:
+      grid, found = self._grid(name, latents), getattr(references, name)
+      count = grid[0]
+      if found is not None:
+        grid = (count + found.latents_BRC.shape[1], *grid[1:])
+      x = self.tower(name).velocity(tokens_BLD, getattr(times, name), grid)
+      return x if found is None else x[:, :count]
+
+    return tokens.map(velocity)
 
   def attention_maps(
     self,
@@ -339,6 +364,7 @@ class FusionDiT(nn.Module):
     text: AV[jax.Array] | Conditions,
     watch: MapQuery,
     given_BT: AV[jax.Array | None] = _ALL,
+    references: AV[reference_lib.Reference | None] = _ALL,
   ) -> tuple[AV[jax.Array], AV[jax.Array]]:
     """Compute reduced cross-attention maps between the towers.
 
@@ -348,6 +374,7 @@ class FusionDiT(nn.Module):
       text: as for a call.
       watch: the reduction.
       given_BT: as for a call.
+      references: as for a call; the maps leave them out.
 
     Returns:
       Video [B, L, S] and audio [B, S, L]: the attention of the tokens of each
@@ -355,7 +382,12 @@ class FusionDiT(nn.Module):
       and for each head [G, B, N] the attention mass inside `near`, all float32.
     """
     _, _, found = self._run_blocks(
-      latents, t_BT, text, given_BT=given_BT, watch=watch
+      latents,
+      t_BT,
+      text,
+      given_BT=given_BT,
+      references=references,
+      watch=watch,
     )
     maps, shares = (AV(*pair) for pair in zip(*found))
     return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), maps), shares
@@ -371,25 +403,29 @@ class FusionDiT(nn.Module):
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     given_BT: AV[jax.Array | None] = _ALL,
+    references: AV[reference_lib.Reference | None] = _ALL,
     watch: MapQuery | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Run all blocks; returns tokens, time embeddings and reduced maps."""
-    present = latents.present()
     lengths = _ALL if lengths is None else lengths
-    tokens, counts, times = {}, {}, {}
-    for name, x in present.items():
-      grid, length_B = self._grid(name, latents), getattr(lengths, name)
-      times[name] = self.tower(name).times(
-        getattr(t_BT, name), grid, getattr(given_BT, name)
+    cached = isinstance(text, Conditions)
+    rotary = text.rotary if cached else self.rotary(latents, references)
+    whole = latents.map(
+      lambda name, x: reference_lib.append(
+        x, *(getattr(each, name) for each in (references, lengths, given_BT))
       )
+    )
+    rotary = rotary.map(lambda name, x: getattr(whole, name).rotary(x))
+    tokens, counts, times = {}, {}, {}
+    for name, (x, length_B, shown_BT, _) in whole.present().items():
+      grid = getattr(self.config, name).grid(x.shape)
+      times[name] = self.tower(name).times(getattr(t_BT, name), grid, shown_BT)
       tokens[name] = self.tower(name).tokens(x, length_B)
       if length_B is not None:
         counts[name] = length_B * math.prod(grid[1:])
       elif tokens[name].shape[1] > math.prod(grid):
         counts[name] = math.prod(grid)
     counts, times = AV(**counts), AV(**times)
-    cached = isinstance(text, Conditions)
-    rotary = text.rotary if cached else self.rotary(latents)
     context = None if cached else self.context(text)
 
     def one(blocks, x, text_kv, block_mask_B, heads_N):

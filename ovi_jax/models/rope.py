@@ -18,10 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 BASE = 10_000.0
+# Temporal position, in video latents, at which a reference begins (DreamID-
+# Omni): behind all positions of the clips that weights are trained with.
+REFERENCE_FRAME = 150
 
 
 class Rotary(NamedTuple):
-  """Cosine and sine of every token's angles, float32."""
+  """Cosine and sine of every token's angles, float32.
+
+  With an axis B before L where examples have different tables.
+  """
 
   cos_LK: jax.Array  # K here is half of the head size: one angle a pair.
   sin_LK: jax.Array
@@ -37,29 +43,73 @@ def head_split(head_size: int) -> tuple[int, int, int]:
   return head_size // 2 - 2 * spatial, spatial, spatial
 
 
-def angles(length: int, pairs: int, scale: float = 1.0) -> np.ndarray:
-  """Angles [length, pairs] of positions 0..length-1, float64 radians."""
+def reference_start(scale: float) -> int:
+  """The position of the first reference latent, in audio steps.
+
+  Args:
+    scale: factor on the temporal frequencies of the audio tower: video latents
+      in an audio step.
+  """
+  return int(REFERENCE_FRAME / scale)
+
+
+def positions(
+  length: int, scale: float = 1.0, reference: int = 0
+) -> np.ndarray:
+  """Positions in time of a sequence, int [length + reference].
+
+  Args:
+    length: steps of the sequence, at 0, 1, …
+    scale: see `reference_start`.
+    reference: latents of a reference behind it, at positions of their own.
+  """
+  begin = reference_start(scale)
+  return np.concatenate(
+    [np.arange(length), np.arange(begin, begin + reference)]
+  )
+
+
+def angles(
+  length: int, pairs: int, scale: float = 1.0, reference: int = 0
+) -> np.ndarray:
+  """Angles [length + reference, pairs] of `positions`, float64 radians."""
   frequencies = scale * BASE ** -(np.arange(pairs) / pairs)
-  return np.outer(np.arange(length), frequencies)
+  return np.outer(positions(length, scale, reference), frequencies)
 
 
-def table(grid: tuple[int, ...], head_size: int, scale: float = 1.0) -> Rotary:
+def table(
+  grid: tuple[int, ...],
+  head_size: int,
+  scale: float = 1.0,
+  reference: int = 0,
+) -> Rotary:
   """The rotary table of a stream of tokens.
 
   Args:
-    grid: (frames, rows, columns) of video tokens, or (steps,) of audio tokens.
+    grid: (frames, rows, columns) of video tokens, or (steps,) of audio tokens,
+      without a reference.
     head_size: K, even.
     scale: factor on the temporal frequencies.
+    reference: audio latents of a reference behind the others.
 
   Returns:
-    A table for prod(grid) tokens in row-major order. Audio turns only the
-    temporal pairs; the rest of its angles are zero.
+    A table for prod(grid) tokens in row-major order, then for the reference.
+    Audio turns only the temporal pairs; the rest of its angles are zero.
+
+  Raises:
+    ValueError: a reference behind video tokens.
   """
+  if reference and len(grid) > 1:
+    raise ValueError("a reference is of audio tokens, got a grid of video")
   split = head_split(head_size)
   parts = []
+  grid = tuple(n + reference * (axis == 0) for axis, n in enumerate(grid))
   for axis, pairs in enumerate(split):
     length = grid[axis] if axis < len(grid) else 1
-    part = angles(length, pairs, scale if axis == 0 else 1.0)
+    if axis == 0:
+      part = angles(length - reference, pairs, scale, reference)
+    else:
+      part = angles(length, pairs)
     shape = [1, 1, 1, pairs]
     shape[axis] = length
     full = (*grid, 1, 1)[:3]
@@ -81,12 +131,13 @@ def rotate(x_BLNK: jax.Array, rotary: Rotary) -> jax.Array:
 
   Args:
     x_BLNK: queries or keys.
-    rotary: table of L tokens.
+    rotary: table of L tokens, of all examples or for each.
 
   Returns:
     [B, L, N, K] in the dtype of x; the rotation is float32.
   """
-  cos, sin = (a[None, :, None, :] for a in rotary)
+  cos, sin = (a[None] if a.ndim == 2 else a for a in rotary)
+  cos, sin = cos[:, :, None], sin[:, :, None]
   # Halves change places before anything becomes float32: half as much to move.
   first, second = jnp.split(x_BLNK, 2, -1)
   swapped = jnp.concatenate([second, first], -1).astype(jnp.float32)

@@ -101,9 +101,10 @@ class Manifest:
     Raises:
       ValueError: weights of other sizes without `latents`.
     """
-    if self.variant is not None:
-      return geometry.variant(self.variant)
     clip = self.architecture.clip
+    is_ovi = self.variant in geometry.VARIANTS
+    if self.variant is not None and (is_ovi or clip is None):
+      return geometry.variant(self.variant)
     if clip is None:
       raise ValueError(
         "weights of other sizes need default 'latents' in their --arch file"

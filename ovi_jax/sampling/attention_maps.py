@@ -87,6 +87,7 @@ def measure(
   text: AV[jax.Array],
   clean_BT: AV[jax.Array | None] = _NONE,
   heads: Heads = (),
+  references: AV[Any] = _NONE,
 ) -> Maps:
   """The maps of one clip.
 
@@ -99,6 +100,8 @@ def measure(
     clean_BT: masks of latents that were given clean, and are not noised.
     heads: of the audio tower that its map is of, each counting the same; none
       for those that attend most to the same moment.
+    references: latents that are appended to the clip's; attention over them is
+      no part of the maps.
   """
   T, H, W = model.config.video.grid(latents.video.shape)
   S = latents.audio.shape[1]
@@ -108,7 +111,7 @@ def measure(
 
   def mean(weights: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
     watch = fusion.MapQuery(jax.tree.map(jnp.asarray, weights), near)
-    given = params, latents, noise, text, clean_BT, watch
+    given = params, latents, noise, text, clean_BT, references, watch
     found = [_at_level(model, np.float32(level), *given) for level in LEVELS]
     return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
 
@@ -180,6 +183,7 @@ def _at_level(
   noise: AV[jax.Array],
   text: AV[jax.Array],
   clean_BT: AV[jax.Array | None],
+  references: AV[Any],
   watch: fusion.MapQuery,
 ) -> Any:
   """Maps and shares at one noise level, whole on every device."""
@@ -200,6 +204,7 @@ def _at_level(
     text,
     watch,
     clean_BT,
+    references,
     method="attention_maps",
   )
   return jax.tree.map(lambda a: logical_axes.constrain(a, "---"), found)

@@ -2,23 +2,25 @@
 
 One mask a modality says which latents are given; the others are generated, see
 `denoise.Given`. A picture of the first frame gives the first video latent, a
-video all of them, a sound file all audio latents, intervals some of both.
+video all of them, a sound file all audio latents, intervals some of both. A
+reference voice is given besides: its latents are appended to those of the
+sound, see `models.reference`, and are no part of the clip.
 
 How given latents are shown to the model is a property of the weights. `CLEAN`
 shows them at time 0, which the model must have been trained with. `RENOISE`
 noises them to the level of each step, so that all latents have the one time
 that the released weights saw in training; only the video's first latent is
-clean, which these weights know from image-to-video.
+clean, which these weights know from image-to-video. A reference is never
+noised: `CLEAN` shows it at time 0, `RENOISE` at the time of the others, as the
+weights of DreamID-Omni know it.
 """
 
-import contextlib
 import dataclasses
 import math
 import numbers
 import os
 import re
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,13 +30,7 @@ import numpy as np
 from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax import untrusted
-from ovi_jax.media import container as containers
-from ovi_jax.media import decode
-from ovi_jax.media import fitting
-from ovi_jax.media import images
-from ovi_jax.media import probe
 from ovi_jax.modality import AV
-from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import denoise
 
 MODES = CLEAN, RENOISE = "clean", "renoise"
@@ -43,13 +39,14 @@ MODES = CLEAN, RENOISE = "clean", "renoise"
 TOLERANCE = 0.1
 MIN_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # of a clip of another length
 MIN_SECONDS = (MIN_FRAMES - 1) / geometry.FPS  # that are asked for
-FILES = ("last_image", "video", "audio", "extend")
-TRIMMED = ("video", "audio", "extend")  # files of which a part may be used
+FILES = ("last_image", "video", "audio", "extend", "voice")
+TRIMMED = FILES[1:]  # files of which a part may be used
+# Latents of a reference voice: those of 1, 2 or 3 seconds, since each length
+# compiles a program of its own.
+VOICE_LATENTS = (31, 62, 93)
 MAX_INTERVALS = 100
 # Longest file that is extended: its sound is held in memory.
 MAX_EXTENDED_SECONDS = 3600.0
-_MIN_ENCODED = 16  # audio latents encoded at once
-_STATIC_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # encoded of a last image
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
 # A part of a file, as W3C's Media Fragments name it.
 _FRAGMENT = re.compile(
@@ -72,6 +69,7 @@ class Conditions:
     video: file whose picture is given.
     audio: file whose sound is given.
     extend: file that is continued: its end is given.
+    voice: file with the voice that speaks, 1 to 3 s of it.
     keep: intervals in seconds in which `video` and its sound, or `audio`, are
       given; empty for all of the picture of `video` and all of `audio`.
     keep_audio_until: seconds up to which the sound of `video` is given, too.
@@ -83,6 +81,7 @@ class Conditions:
   video: storage.AnyPath | None = None
   audio: storage.AnyPath | None = None
   extend: storage.AnyPath | None = None
+  voice: storage.AnyPath | None = None
   keep: tuple[Interval, ...] = ()
   keep_audio_until: float | None = None
   spans: tuple[tuple[str, Interval], ...] = ()
@@ -96,6 +95,11 @@ class Conditions:
     """The files that are given, by name."""
     found = {name: getattr(self, name) for name in FILES}
     return {name: path for name, path in found.items() if path is not None}
+
+  @property
+  def media(self) -> tuple[str, ...]:
+    """Names of the files of which the clip has a part: not of the voice."""
+    return tuple(name for name in self.files if name != "voice")
 
   @property
   def uses_video_sound(self) -> bool:
@@ -116,7 +120,7 @@ class Conditions:
       ValueError: they cannot be combined.
     """
     problems = []
-    others = [*(["image"] if image else []), *self.files]
+    others = [*(["image"] if image else []), *self.media]
     others += ["keep"] if self.keep else []
     if self.extend is not None and len(others) > 1:
       others.remove("extend")
@@ -159,6 +163,11 @@ class Conditions:
       problems.append(
         "video and audio give all of a clip, nothing is left to generate; leave"
         " one out, or name intervals with keep"
+      )
+    if self.voice is not None and self.audio is not None and not self.keep:
+      problems.append(
+        "voice and audio cannot be combined: all sound is given, none is"
+        " generated; leave one out, or name intervals with keep"
       )
     if problems:
       raise ValueError("; ".join(problems))
@@ -302,105 +311,38 @@ def parse_seconds(name: str, text: str) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-  """What the headers of given media say.
+class Voice:
+  """The part of a file that is the reference voice.
 
   Attributes:
-    size: rows and columns of the video's upright frames; `None` without one.
-    seconds: length of the shortest used part of the given files; `None` without
-      media.
-    sound: where the sound track of the file whose sound is given begins and
-      ends, in seconds of the part; ends at 0 without one, and is `ANY` without
-      such a file.
-    notes: to show the user.
+    start: seconds of the file at which it begins.
+    latents: of `VOICE_LATENTS`.
   """
 
-  size: tuple[int, int] | None = None
-  seconds: float | None = None
-  sound: Interval = ANY
-  notes: tuple[str, ...] = ()
+  start: float
+  latents: int
+
+  @property
+  def seconds(self) -> float:
+    """Length of the sound that is encoded."""
+    return self.latents / geometry.AUDIO_LATENT_RATE
 
 
-def inspect(conditions: Conditions) -> Found:
-  """Read the headers of given media; one frame is decoded.
+def voice(start: float, end: float) -> Voice:
+  """What is used of a sound track between two times.
 
   Raises:
-    ValueError: a file is damaged, or has not what is wanted of it; names it.
+    ValueError: it is too short.
   """
-  size, lengths, sound = None, [], ANY
-  notes: list[str] = []
-  name = "video" if conditions.extend is None else "extend"
-  file = conditions.files.get(name)
-  if file is not None:
-    with _opened(name, file) as path:
-      facts = probe.read(path)
-      if not facts.has_video:
-        raise containers.DamagedError("it has no picture")
-      if facts.unsupported:
-        raise containers.DamagedError(
-          f"its colours are of an unknown kind ({facts.unsupported}); convert"
-          " it: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4"
-        )
-      geometry.check_aspect(facts.height, facts.width)
-      size = facts.height, facts.width
-      span = conditions.span(name)
-      lengths.append(_used(probe.seconds(path, "video"), span))
-      if conditions.uses_video_sound:
-        track = probe.span(path, "audio") if facts.has_audio else (0.0, 0.0)
-        sound = _track(track, span)
-    if not sound[1]:
-      if conditions.keep_audio_until is not None:
-        raise ValueError(
-          "keep_audio_until: the video has no sound track; leave it out"
-        )
-      notes.append(f"{name}: it has no sound track, all sound is generated")
-    if facts.fps and abs(facts.fps - geometry.FPS) > 0.01:
-      notes.append(
-        f"{name}: {facts.fps:g} frames a second are resampled to {geometry.FPS}"
-      )
-    if facts.hdr:
-      notes.append(f"{name}: its HDR colours are converted to SDR")
-  if conditions.audio is not None:
-    with _opened("audio", conditions.audio) as path:
-      if not probe.read(path, video=False).has_audio:
-        raise containers.DamagedError("it has no sound track")
-      track, span = probe.span(path, "audio"), conditions.span("audio")
-      lengths.append(_used(track[1], span))
-      sound = _track(track, span)
-  return Found(
-    size=size,
-    seconds=min(lengths, default=None),
-    sound=sound,
-    notes=tuple(notes),
-  )
-
-
-def _used(seconds: float, span: Interval) -> float:
-  """Length of the used part of a file."""
-  if span[0] >= seconds:
+  # A latent less than 1.00 s: a track that says 0.99 s is long enough.
+  latents = round((end - start) * geometry.AUDIO_LATENT_RATE)
+  fitting = [count for count in VOICE_LATENTS if count <= latents]
+  if not fitting:
     raise ValueError(
-      f"the part begins at {span[0]:g} s, the file lasts {seconds:.2f} s"
+      f"its sound lasts {max(0.0, end - start):.2f} s, a reference voice 1 to"
+      " 3 s"
     )
-  return min(seconds, span[1]) - span[0]
-
-
-def _track(track: Interval, span: Interval) -> Interval:
-  """Where a sound track begins and ends in the used part of its file."""
-  begin, end = track[0] - span[0], min(track[1], span[1]) - span[0]
-  return (max(0.0, begin), end) if end > 0 else (0.0, 0.0)
-
-
-@contextlib.contextmanager
-def _opened(name: str, path: storage.AnyPath) -> Iterator[Any]:
-  """A local path of a given file; errors name it."""
-  try:
-    with storage.local_copy(path) as local:
-      yield local
-  except (OSError, ValueError) as error:
-    said = error.strerror if isinstance(error, OSError) else str(error)
-    raise ValueError(
-      f"{name} {untrusted.printable(str(path), 1000)}: {said or error}"
-    ) from error
+  return Voice(start=start, latents=fitting[-1])
 
 
 def latent_frames(seconds: float, longest: int) -> int:
@@ -470,7 +412,7 @@ def masks(
   Args:
     conditions: files and intervals.
     image: whether the first frame is given.
-    sound: where the given file has sound, see `Found`.
+    sound: where the given file has sound, see `given_media.Found`.
     clip: sizes of the clip.
 
   Returns:
@@ -513,7 +455,7 @@ def check_masks(
   Args:
     conditions: files and intervals.
     given: see `masks`.
-    sound: where the given file has sound, see `Found`.
+    sound: where the given file has sound, see `given_media.Found`.
     clip: sizes of the clip.
 
   Raises:
@@ -551,6 +493,14 @@ def check_masks(
     raise ValueError(
       f"keep_audio_until: {until:g} s are shorter than an audio latent,"
       f" {sound_spans[0, 1]:.3f} s; give more, or leave it out"
+    )
+  if (
+    conditions.voice is not None
+    and given.audio is not None
+    and given.audio.all()
+  ):
+    raise ValueError(
+      "voice: all sound is given, none is generated; leave it out"
     )
   masks_of = given.present().values()
   if len(masks_of) == towers and all(mask_T.all() for mask_T in masks_of):
@@ -685,190 +635,3 @@ def arrays(
 def stack(rows: Sequence[AV[Any]]) -> AV[Any]:
   """Conditions of a batch from those of its clips; all give the same parts."""
   return jax.tree.map(lambda *parts: np.stack(parts), *rows)
-
-
-def encode_video(
-  image: storage.AnyPath | None,
-  conditions: Conditions,
-  clip: geometry.Clip,
-  area: int,
-  encoder: encoders.VideoEncoder,
-) -> np.ndarray:
-  """Clean video latents where pictures are given, zeros elsewhere.
-
-  Args:
-    image: picture of the first frame.
-    conditions: files.
-    clip: sizes of the clip.
-    area: pixels a frame of the variant.
-    encoder: of the video VAE.
-
-  Returns:
-    latents_THWC, float32, on the host.
-
-  Raises:
-    ValueError: a file is damaged; names it.
-  """
-  if conditions.video is not None:
-    span = conditions.span("video")
-    decoded = frames_of("video", conditions.video, span, clip.frames, clip)
-    frames_THWC = _array(decoded, clip.frames, clip)
-    return np.asarray(encoder.encode(frames_THWC[None])[0])
-  given = {}
-  if image is not None:
-    picture_HWC, _ = images.read_image(image)
-    frame_HWC = images.first_frame(picture_HWC, area)
-    given[0] = np.asarray(encoder.encode(frame_HWC[None, None])[0])[0]
-  if conditions.last_image is not None:
-    picture_HWC, _ = images.read_image(conditions.last_image)
-    frame_HWC = images.fit(picture_HWC, *clip.pixels)
-    # A later latent is of four frames; these stand still.
-    still_THWC = np.repeat(frame_HWC[None], _STATIC_FRAMES, 0)
-    last_THWC = np.asarray(encoder.encode(still_THWC[None])[0])
-    given[clip.latent_frames - 1] = last_THWC[-1]
-  latent_HWC = next(iter(given.values()))
-  shape = clip.latent_frames, *latent_HWC.shape
-  latents_THWC = np.zeros(shape, np.float32)
-  for place, latent_HWC in given.items():
-    latents_THWC[place] = latent_HWC
-  return latents_THWC
-
-
-def frames_of(
-  name: str,
-  path: storage.AnyPath,
-  span: Interval,
-  count: int,
-  clip: geometry.Clip,
-) -> Iterator[np.ndarray]:
-  """The frames of a video, cut to a clip's size; the last is repeated.
-
-  Args:
-    name: of the file, for errors.
-    path: the file.
-    span: seconds of the file.
-    count: of frames; more than the span has if its last is to be repeated.
-    clip: sizes.
-
-  Yields:
-    frame_HWC, uint8.
-
-  Raises:
-    ValueError: the file is damaged; names it.
-  """
-  height, width = clip.pixels
-  fits: list[fitting.Fit] = []
-
-  def resize(rows: int, columns: int) -> tuple[int, int]:
-    fits.append(fitting.crop(rows, columns, height, width))
-    return fits[0].resized
-
-  start, end = span
-  last_HWC, used = np.empty(0), count
-  if end < _LIMIT:
-    used = max(1, min(count, math.floor((end - start) * geometry.FPS + 1e-3)))
-  with _opened(name, path) as local:
-    for whole_HWC in decode.frames(local, start, used, resize):
-      last_HWC = fits[0].apply(whole_HWC)
-      yield last_HWC
-  for _ in range(count - used):
-    yield last_HWC
-
-
-def _array(
-  frames: Iterator[np.ndarray], count: int, clip: geometry.Clip
-) -> np.ndarray:
-  """frames_THWC of frames_HWC."""
-  frames_THWC = np.empty((count, *clip.pixels, 3), np.uint8)
-  for number, frame_HWC in enumerate(frames):
-    frames_THWC[number] = frame_HWC
-  return frames_THWC
-
-
-def encode_extended(
-  path: storage.AnyPath,
-  end: Extended,
-  clip: geometry.Clip,
-  encoder: encoders.VideoEncoder,
-) -> np.ndarray:
-  """Clean video latents of the end of a file, zeros after them.
-
-  Args:
-    path: the file.
-    end: of it.
-    clip: sizes of the first window.
-    encoder: of the video VAE.
-
-  Returns:
-    latents_THWC, float32, on the host.
-
-  Raises:
-    ValueError: the file is damaged; names it.
-  """
-  span = end.offset + end.start, math.inf
-  decoded = frames_of("extend", path, span, end.overlap, clip)
-  frames_THWC = _array(decoded, end.overlap, clip)
-  given_THWC = np.asarray(encoder.encode(frames_THWC[None])[0])
-  latents_THWC = np.zeros(
-    (clip.latent_frames, *given_THWC.shape[1:]), np.float32
-  )
-  latents_THWC[: len(given_THWC)] = given_THWC
-  return latents_THWC
-
-
-def encode_extended_audio(
-  path: storage.AnyPath,
-  end: Extended,
-  clip: geometry.Clip,
-  encoder: encoders.AudioEncoder,
-) -> np.ndarray:
-  """Clean audio latents of the end of a file, zeros after them; as above."""
-  count = end.audio_latents
-  # Too short a wave has no latents; what is before it is left out again.
-  latent = geometry.SAMPLES_PER_AUDIO_LATENT / geometry.SAMPLE_RATE
-  earlier = max(0, _MIN_ENCODED - count)
-  with _opened("extend", path) as local:
-    start = end.offset + end.start - earlier * latent
-    wave_A = decode.audio(local, start, (earlier + count) * latent)
-  given_TC = np.asarray(encoder.encode(wave_A[None])[0])[earlier:]
-  latents_TC = np.zeros((clip.audio_latents, given_TC.shape[-1]), np.float32)
-  latents_TC[:count] = given_TC
-  return latents_TC
-
-
-def wave_of(path: storage.AnyPath, start: float, seconds: float) -> np.ndarray:
-  """The sound of an extended file; silence where it has none.
-
-  Args:
-    path: the file.
-    start: seconds of the file.
-    seconds: that are wanted.
-
-  Raises:
-    ValueError: the file is damaged; names it.
-  """
-  with _opened("extend", path) as local:
-    wave_A = decode.audio(local, start, seconds)
-  return (
-    wave_A
-    if wave_A.size
-    else np.zeros(round(seconds * geometry.SAMPLE_RATE), np.float32)
-  )
-
-
-def encode_audio(
-  conditions: Conditions, clip: geometry.Clip, encoder: encoders.AudioEncoder
-) -> np.ndarray:
-  """Clean audio latents of the given sound, latents_TC, on the host.
-
-  Raises:
-    ValueError: a file is damaged; names it.
-  """
-  name = "video" if conditions.audio is None else "audio"
-  path, (start, end) = conditions.files[name], conditions.span(name)
-  with _opened(name, path) as local:
-    seconds = clip.samples / geometry.SAMPLE_RATE
-    wave_A = decode.audio(local, start, seconds)
-  if end < _LIMIT:
-    wave_A[round((end - start) * geometry.SAMPLE_RATE) :] = 0
-  return np.asarray(encoder.encode(wave_A[None])[0])

@@ -7,7 +7,8 @@ each combination of what is given); samples and solver state are donated to it.
 
 Latents in time are given or generated. Given latents take their clean value
 before each step and after the last. The model sees them at time 0 (`clean`), or
-noised to the level of the step, at the time of the others (`renoised`).
+noised to the level of the step, at the time of the others (`renoised`). A
+reference is given to the model in every step and is no part of the samples.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ import numpy as np
 from ovi_jax import diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
+from ovi_jax.models import reference as reference_lib
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
@@ -120,16 +122,54 @@ class Inputs(NamedTuple):
   """What a whole run of steps is given, besides the noise.
 
   Attributes:
-    conditions: of the doubled batch, see `guidance`.
-    block_mask_GB: blocks of the doubled batch, see `guidance.slg_mask`.
+    conditions: of all passes of the batch, see `guidance`.
+    block_mask_GB: blocks of all passes, see `guidance.slg_mask`.
     scales: guidance scale of each modality.
     given: given latents of each modality, or `None`.
+    references: of all passes, see `with_passes`.
+    voice_scale: guidance scale of the reference; `None` without the pass that
+      lacks it.
   """
 
   conditions: fusion.Conditions
   block_mask_GB: jax.Array
   scales: AV[float]
   given: AV[Given | None] = NONE_GIVEN
+  references: AV[reference_lib.Reference | None] = NONE_GIVEN
+  voice_scale: jax.Array | float | None = None
+
+  @property
+  def passes(self) -> int:
+    """Passes of a step: positive, negative, and without the reference."""
+    return guidance.PASSES + (self.voice_scale is not None)
+
+
+def with_passes(
+  latents_BRC: jax.Array, clean: bool, passes: int
+) -> reference_lib.Reference:
+  """A reference as each pass of a step is shown it.
+
+  Args:
+    latents_BRC: reference latents of each clip.
+    clean: they are shown at time 0, and left out in the pass without them;
+      otherwise at the time of the generated latents, with zeros in their place
+      in that pass (as DreamID-Omni does).
+    passes: of a step, see `guidance.duplicate_for_cfg`; 1 without guidance.
+  """
+  batch, count = latents_BRC.shape[:2]
+  parts = [latents_BRC] * min(passes, guidance.PASSES)
+  without = passes > guidance.PASSES
+  if without:
+    parts.append(latents_BRC if clean else jnp.zeros_like(latents_BRC))
+  length_B = None
+  if without and clean:
+    lengths = [count] * (guidance.PASSES * batch) + [0] * batch
+    length_B = jnp.asarray(lengths, jnp.int32)
+  return reference_lib.Reference(
+    jnp.concatenate(parts),
+    jnp.ones((passes * batch, count), bool) if clean else None,
+    length_B,
+  )
 
 
 def insert_given(
@@ -190,15 +230,17 @@ def step(
     Samples at the next noise level, and the solver's states.
   """
   x = insert_given(x, inputs.given, sigma)
+  repeated = functools.partial(guidance.duplicate_for_cfg, passes=inputs.passes)
   velocities: Any = model.apply(
     {"params": params},
-    guidance.duplicate_for_cfg(x),
-    guidance.duplicate_for_cfg(times(x, t)),
+    repeated(x),
+    repeated(times(x, t)),
     inputs.conditions,
     inputs.block_mask_GB,
-    given_BT=guidance.duplicate_for_cfg(clean_masks(inputs.given)),
+    given_BT=repeated(clean_masks(inputs.given)),
+    references=inputs.references,
   )
-  velocities = guidance.apply_cfg(velocities, inputs.scales)
+  velocities = guidance.apply_cfg(velocities, inputs.scales, inputs.voice_scale)
   following, states = {}, {}
   for name, value in x.present().items():
     states[name], following[name] = method.step(

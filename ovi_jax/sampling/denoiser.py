@@ -30,6 +30,7 @@ from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import conditions as conditions_lib
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import settings as settings_lib
@@ -184,6 +185,7 @@ class Denoiser:
     settings: settings_lib.Settings,
     given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
     on_step: denoise.OnStep = lambda _: None,
+    voices_BRC: np.ndarray | None = None,
   ) -> AV[jax.Array]:
     """Denoise a batch of clips.
 
@@ -194,6 +196,7 @@ class Denoiser:
       settings: solver, steps, guidance.
       given: given latents of each modality.
       on_step: called after each step.
+      voices_BRC: audio latents of each clip's reference voice.
 
     Returns:
       Latents video_BTHWC and audio_BTC, float32. A row is the same in any
@@ -207,20 +210,37 @@ class Denoiser:
     levels = method.schedule(settings.num_steps, settings.flow_shift)
     with self.components.computing():
       x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), noise)
+      voice_scale = None
+      if voices_BRC is not None and settings.voice_guidance_scale != 1:
+        voice_scale = settings.voice_guidance_scale
+      passes = guidance.PASSES + (voice_scale is not None)
+      references = shown_reference(voices_BRC, settings.conditioning, passes)
       text = text_pairs(
-        positives, negative, self.components.text_length, self.model.backend
+        positives,
+        negative,
+        self.components.text_length,
+        self.model.backend,
+        passes,
       )
       batch = len(positives)
       depth = settings_lib.num_layers(self.model.config)
       inputs = denoise.Inputs(
         conditions(
-          self.model, self.params, guidance.duplicate_for_cfg(x), text
+          self.model,
+          self.params,
+          guidance.duplicate_for_cfg(x, passes),
+          text,
+          references,
         ),
-        jnp.asarray(guidance.slg_mask(depth, batch, settings.slg_layer)),
+        jnp.asarray(
+          guidance.slg_mask(depth, batch, settings.slg_layer, passes)
+        ),
         self.model.config.map(
           lambda name, _: getattr(settings.guidance_scale, name)
         ),
         jax.tree.map(jnp.asarray, given),
+        references,
+        voice_scale,
       )
       return denoise.denoise(
         self.model, method, self.params, inputs, x, levels, on_step
@@ -233,6 +253,8 @@ class Denoiser:
     positive: np.ndarray,
     given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
     heads: attention_maps.Heads = (),
+    voices_BRC: np.ndarray | None = None,
+    conditioning: str = conditions_lib.RENOISE,
   ) -> attention_maps.Maps:
     """What the towers attend to of each other, in a clip that is there.
 
@@ -242,6 +264,8 @@ class Denoiser:
       positive: text_SE of the prompt.
       given: latents, B = 1, that the clip was made from.
       heads: see `attention_maps.measure`.
+      voices_BRC: audio latents of the reference voice, B = 1.
+      conditioning: how they were shown, of `conditions.MODES`.
     """
     with self.components.computing():
       both = AV(positive, positive)
@@ -255,7 +279,29 @@ class Denoiser:
         jax.tree.map(lambda a: jnp.asarray(a[:1]), doubled),
         clean_BT=jax.tree.map(jnp.asarray, denoise.clean_masks(given)),
         heads=heads,
+        references=shown_reference(voices_BRC, conditioning),
       )
+
+
+def shown_reference(
+  voices_BRC: np.ndarray | None, conditioning: str, passes: int = 1
+) -> AV[Any]:
+  """Reference voices as the model is shown them; nothing of no voice.
+
+  Args:
+    voices_BRC: audio latents of each clip's reference.
+    conditioning: of `conditions.MODES`.
+    passes: 1 without guidance; else see `denoise.with_passes`.
+  """
+  if voices_BRC is None:
+    return denoise.NONE_GIVEN
+  return AV(
+    audio=denoise.with_passes(
+      jnp.asarray(voices_BRC, jnp.float32),
+      conditioning == conditions_lib.CLEAN,
+      passes,
+    )
+  )
 
 
 def text_pairs(
@@ -263,8 +309,9 @@ def text_pairs(
   negative: AV[np.ndarray],
   limit: int,
   backend: str,
+  passes: int = guidance.PASSES,
 ) -> AV[np.ndarray]:
-  """Embeddings [2 B, S, E] of the doubled batch, zero after each prompt's end.
+  """Embeddings [passes B, S, E] of a batch, zero after each prompt's end.
 
   S is one of few lengths, since each compiles a program of its own: the first
   of 64, 128, 256, ..., less the row that stands for the rest, that holds the
@@ -275,6 +322,7 @@ def text_pairs(
     negative: text_SE of each tower's negative prompt, for all clips.
     limit: the largest S.
     backend: of the attention; S is `limit` for one that gains nothing by less.
+    passes: see `guidance.duplicate_for_cfg`.
 
   Raises:
     ValueError: an embedding is longer than `limit`.
@@ -293,17 +341,24 @@ def text_pairs(
     return np.pad(text_SE, ((0, rows - len(text_SE)), (0, 0)))
 
   prompts = [padded(text) for text in positives]
+  without = prompts * (passes - guidance.PASSES)
   return negative.map(
-    lambda _, text: np.stack([*prompts, *[padded(text)] * len(prompts)])
+    lambda _, text: np.stack(
+      [*prompts, *[padded(text)] * len(prompts), *without]
+    )
   )
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def conditions(
-  model: fusion.FusionDiT, params: Any, latents: AV[Any], text: AV[jax.Array]
+  model: fusion.FusionDiT,
+  params: Any,
+  latents: AV[Any],
+  text: AV[jax.Array],
+  references: AV[Any] = denoise.NONE_GIVEN,
 ) -> fusion.Conditions:
   """What all steps of a prompt share, see `fusion.FusionDiT.conditions`."""
   made: Any = model.apply(
-    {"params": params}, latents, text, method="conditions"
+    {"params": params}, latents, text, references, method="conditions"
   )
   return made

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager
 from typing import Any
+from typing import NamedTuple
 from typing import TypeVar
 
 import jax
@@ -45,6 +46,7 @@ from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import first_frames
+from ovi_jax.sampling import given_media
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
@@ -60,8 +62,21 @@ Track = Callable[
   [int, Sequence[planning.Job]], AbstractContextManager[denoise.OnStep]
 ]
 _ADAPTED = "denoiser with LoRAs"  # a loaded component
-# Clean latents of a clip's given files.
-LatentsOf = Callable[[planning.Job], AV[np.ndarray]]
+
+
+class Encoded(NamedTuple):
+  """Latents of a clip's given files, on the host.
+
+  Attributes:
+    given: clean video_THWC and audio_TC, where the clip is given any.
+    voice_RC: of the reference voice, or `None`.
+  """
+
+  given: AV[np.ndarray]
+  voice_RC: np.ndarray | None
+
+
+EncodedOf = Callable[[planning.Job], Encoded]
 # Settings of the loaded weights, which a call cannot change.
 LOADED = (
   "variant",
@@ -323,6 +338,7 @@ class Pipeline:
     video: str | os.PathLike[str] | None = None,
     audio: str | os.PathLike[str] | None = None,
     extend: str | os.PathLike[str] | None = None,
+    voice: str | os.PathLike[str] | None = None,
     seconds: float | None = None,
     keep: str | Sequence[tuple[float, float]] | None = None,
     keep_audio_until: float | None = None,
@@ -346,6 +362,7 @@ class Pipeline:
       video: file whose picture is given; its sound is generated.
       audio: file whose sound is given; the picture is generated.
       extend: file that is continued: its end is given.
+      voice: file with the voice that speaks, 1 to 3 s of it.
       seconds: length of the clip; with `extend`, of what is generated. More
         than the weights' clips have is made in windows, see `windows`.
       keep: intervals in which the picture and sound of `video`, or the sound of
@@ -396,6 +413,7 @@ class Pipeline:
         video=video,
         audio=audio,
         extend=extend,
+        voice=voice,
         keep=keep,
         keep_audio_until=keep_audio_until,
       )
@@ -476,7 +494,7 @@ class Pipeline:
     encoder = self._load("text", lambda: encoders.TextEncoder.load(components))
     embedded = encoder.texts([*sorted(prompts), *negative])
     del encoder  # freed before the DiT is loaded, unless it is kept
-    with self._encoded(jobs) as latents_of:
+    with self._encoded(jobs) as encoded_of:
       _log.info("loading the DiT on %d device(s)", components.mesh.size)
       denoiser = self._denoiser()
       decoder = self._decoder()
@@ -491,7 +509,7 @@ class Pipeline:
               number += 1
               made = self._long(
                 *(job, settings, embedded, denoiser, decoder),
-                *(latents_of(job), worker.checked(on_step)),
+                *(encoded_of(job), worker.checked(on_step)),
               )
               # Here: its windows are denoised while it is written.
               with contextlib.suppress(denoise.CancelledError):
@@ -499,12 +517,14 @@ class Pipeline:
             continue
           starts = [noise or self._noise_of(job) for job in batch]
           texts = [embedded[job.text] for job in batch]
+          encoded = [encoded_of(job) for job in batch]
           given = [
-            conditions.arrays(
-              job.given, latents_of(job), start, job.conditioning
-            )
-            for job, start in zip(batch, starts)
+            conditions.arrays(job.given, files.given, start, job.conditioning)
+            for job, files, start in zip(batch, encoded, starts)
           ]
+          voices = [f.voice_RC for f in encoded if f.voice_RC is not None]
+          # All clips of a batch have one, or none has.
+          voices_BRC = np.stack(voices) if voices else None
           dropped: set[int] = set()
           with track(number, batch) as on_step, _rows_named(batch):
             number += len(batch)
@@ -516,6 +536,7 @@ class Pipeline:
                 settings,
                 conditions.stack(given),
                 worker.checked(_dropping(on_step, dropped, len(batch))),
+                voices_BRC=voices_BRC,
               )
             except denoise.CancelledError:
               continue
@@ -534,6 +555,8 @@ class Pipeline:
                 texts[row],
                 conditions.stack(given[row : row + 1]),
                 heads,
+                None if voices_BRC is None else voices_BRC[row : row + 1],
+                job.conditioning,
               )
             made = Made(job=job, latents=own, decoder=decoder, measure=measure)
             if decodes_here:
@@ -607,7 +630,7 @@ class Pipeline:
     embedded: Mapping[str, np.ndarray],
     denoiser: denoisers.Denoiser,
     decoder: decoders.Decoder,
-    first: AV[np.ndarray],
+    files: Encoded,
     on_step: denoise.OnStep,
   ) -> Made:
     """A clip that is made in windows while it is read.
@@ -618,7 +641,8 @@ class Pipeline:
       embedded: text_SE of all prompts.
       denoiser: of the windows.
       decoder: of their latents.
-      first: clean latents that the first window is given.
+      files: clean latents that the first window is given, and the voice, which
+        all windows are given.
       on_step: called with the finished steps of all windows.
     """
     negative = self._negative(settings, embedded)
@@ -630,7 +654,7 @@ class Pipeline:
       noise = self._noise_of(job, number)
       given = conditions.arrays(
         job.given if mask is None else mask,
-        first if clean is None else clean,
+        files.given if clean is None else clean,
         noise,
         job.conditioning,
       )
@@ -647,6 +671,7 @@ class Pipeline:
             total=job.num_windows * settings.num_steps,
           )
         ),
+        voices_BRC=None if files.voice_RC is None else files.voice_RC[None],
       )
       return jax.tree.map(lambda a: np.asarray(a[0]), latents)
 
@@ -693,11 +718,11 @@ class Pipeline:
     return made
 
   @contextlib.contextmanager
-  def _encoded(self, jobs: Sequence[planning.Job]) -> Iterator[LatentsOf]:
+  def _encoded(self, jobs: Sequence[planning.Job]) -> Iterator[EncodedOf]:
     """Encode given files; their latents wait on disk, not in memory.
 
     Yields:
-      Clean latents video_THWC and audio_TC of a clip, where it is given any.
+      A function of the latents of a clip.
     """
     with storage.spool() as folder:
       paths: dict[Any, AV[Any]] = {}
@@ -713,7 +738,20 @@ class Pipeline:
         saved = self._save(name, by_files, load, encode, folder)
         for files, path in saved.items():
           paths[files] = paths.get(files, AV())._replace(**{name: path})
-      yield lambda job: jax.tree.map(np.load, paths.get(_files(job), AV()))
+      voices = self._save(
+        "voice",
+        {_voice(job): job for job in jobs if job.voice_latents},
+        encoders.AudioEncoder.load,
+        self._encode_voice,
+        folder,
+      )
+
+      def read(job: planning.Job) -> Encoded:
+        given = jax.tree.map(np.load, paths.get(_files(job), AV()))
+        voice = voices.get(_voice(job))
+        return Encoded(given, None if voice is None else np.load(voice))
+
+      yield read
 
   def _save(
     self,
@@ -723,10 +761,11 @@ class Pipeline:
     encode: Callable[[planning.Job, Any], np.ndarray],
     folder: pathlib.Path,
   ) -> dict[Any, pathlib.Path]:
-    """Encode one modality of given files; the encoder is freed at the end."""
+    """Encode one kind of given files; the encoder is freed at the end."""
     if not jobs:
       return {}
-    encoder = self._load(f"{name}_encoder", lambda: load(self.components))
+    modality = "video" if name == "video" else "audio"
+    encoder = self._load(f"{modality}_encoder", lambda: load(self.components))
     paths = {}
     for number, (files, job) in enumerate(jobs.items()):
       paths[files] = folder / f"{name}_{number}.npy"
@@ -739,11 +778,11 @@ class Pipeline:
   ) -> np.ndarray:
     request, area = job.request, self.components.geometry.area
     if job.extended is not None and request.given.extend is not None:
-      latents_THWC = conditions.encode_extended(
+      latents_THWC = given_media.encode_extended(
         request.given.extend, job.extended, job.clip, encoder
       )
     else:
-      latents_THWC = conditions.encode_video(
+      latents_THWC = given_media.encode_video(
         request.image, request.given, job.clip, area, encoder
       )
     return self.components.require_finite(latents_THWC, "video_vae")
@@ -753,17 +792,30 @@ class Pipeline:
   ) -> np.ndarray:
     given = job.request.given
     if job.extended is not None and given.extend is not None:
-      latents_TC = conditions.encode_extended_audio(
+      latents_TC = given_media.encode_extended_audio(
         given.extend, job.extended, job.clip, encoder
       )
     else:
-      latents_TC = conditions.encode_audio(given, job.clip, encoder)
+      latents_TC = given_media.encode_audio(given, job.clip, encoder)
     return self.components.require_finite(latents_TC, "audio_vae")
+
+  def _encode_voice(
+    self, job: planning.Job, encoder: encoders.AudioEncoder
+  ) -> np.ndarray:
+    path, voice = _voice(job)
+    latents_RC = given_media.encode_voice(path, voice, encoder)
+    return self.components.require_finite(latents_RC, "audio_vae")
+
+
+def _voice(job: planning.Job) -> Any:
+  """What the latents of a reference voice depend on."""
+  return job.request.given.voice, job.request.voice
 
 
 def _files(job: planning.Job) -> Any:
   """What the given latents of a clip depend on."""
-  return job.request.image, job.request.given, job.clip, job.extended
+  given = dataclasses.replace(job.request.given, voice=None)
+  return job.request.image, given, job.clip, job.extended
 
 
 def _before(job: planning.Job) -> windows_lib.Before | None:
@@ -777,11 +829,11 @@ def _before(job: planning.Job) -> windows_lib.Before | None:
     0 if audio_T is None else int(np.logical_and.accumulate(audio_T).sum())
   )
   return windows_lib.Before(
-    frames=lambda: conditions.frames_of(
+    frames=lambda: given_media.frames_of(
       "extend", path, (end.offset, math.inf), end.frames, job.clip
     ),
     count=end.frames,
-    wave=conditions.wave_of(path, end.offset, end.frames / geometry.FPS),
+    wave=given_media.wave_of(path, end.offset, end.frames / geometry.FPS),
     overlap=end.overlap,
     sound_given=samples * count,
   )

@@ -23,6 +23,7 @@ from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
+from ovi_jax.models import rope
 from ovi_jax.pretrained import weights as weights_lib
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import conditions
@@ -67,6 +68,11 @@ class Job:
     """Video frames of all windows; of an extended file from `extended` on."""
     start = self.windows[-1].start if self.windows else 0
     return self.clip.frames + geometry.VIDEO_STRIDES[0] * start
+
+  @property
+  def voice_latents(self) -> int:
+    """Audio latents of the reference voice; 0 without one."""
+    return 0 if self.request.voice is None else self.request.voice.latents
 
   @property
   def num_windows(self) -> int:
@@ -334,6 +340,7 @@ def plan(
       *(settings.slg_layer, depth - 1),
     )
   lengths = _lengths(expanded, variant, settings, generate)
+  _check_voices(expanded, lengths, components)
   if noise and any(length.windows for length in lengths):
     window = windows_lib.seconds_of(window_latent_frames(settings, variant))
     raise ValueError(
@@ -361,6 +368,11 @@ def plan(
     if request.given.extend is None:
       notes += _sound_notes(request, clip)
     notes += request.notes
+    if request.voice is not None and not _knows_voices(components):
+      notes += (
+        "voice: these weights do not say that they were trained with reference"
+        " voices",
+      )
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
@@ -439,7 +451,7 @@ def _check_towers(request: requests_lib.Request, generate: str) -> None:
   given = request.given
   unused = {
     denoisers.BOTH: (),
-    "video": ("audio", "extend"),
+    "video": ("audio", "extend", "voice"),
     "audio": ("image", "last_image", "video", "extend"),
   }
   named = [*(["image"] if request.image is not None else []), *given.files]
@@ -453,6 +465,30 @@ def _check_towers(request: requests_lib.Request, generate: str) -> None:
       f"{request.place}keep_audio_until and generate=video cannot be combined;"
       " leave one out"
     )
+
+
+def _knows_voices(components: denoisers.SamplingComponents) -> bool:
+  """Whether the weights recommend settings of reference voices."""
+  return "voice_guidance_scale" in components.manifest.sampling
+
+
+def _check_voices(
+  requests: Sequence[requests_lib.Request],
+  lengths: Sequence["_Length"],
+  components: denoisers.SamplingComponents,
+) -> None:
+  """ValueError if a clip reaches the positions of its reference voice."""
+  tower = components.arch.fusion.audio
+  for request, length in zip(requests, lengths):
+    if request.voice is None or tower is None:
+      continue
+    most = rope.reference_start(tower.rope_scale)
+    if length.clip.audio_latents > most:
+      seconds = most / geometry.AUDIO_LATENT_RATE
+      raise ValueError(
+        f"{request.place}voice goes with up to {seconds:.1f} s that are"
+        " denoised at once; lower window_seconds"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -576,7 +612,7 @@ def _check_windows(
     raise ValueError(
       f"seconds must be at most {most:.0f}; extend continues a finished clip"
     )
-  names = [n for n in request.given.files if n != "extend"]
+  names = [n for n in request.given.media if n != "extend"]
   names += [] if generate == denoisers.BOTH else [f"generate={generate}"]
   if names:
     raise ValueError(
@@ -617,7 +653,7 @@ def _media_notes(
     if abs(seconds - (request.seconds or seconds)) > 1.5 / geometry.FPS:
       return (f"the clip lasts {seconds:.2f} s: lengths are 1 + 4·k frames",)
     return ()
-  files = " and ".join(request.given.files)
+  files = " and ".join(request.given.media)
   if length.latent_frames == wanted:
     if media > seconds + 1 / geometry.FPS:
       return (f"the first {seconds:.2f} of {media:.2f} s are used",)
@@ -672,8 +708,8 @@ def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
 
   Returns:
     Clips of the same latent sizes, of which the same kinds of latents are
-    given, in their order; a batch stands where its first clip does. A clip
-    that is made in windows is a batch of its own.
+    given and as many of a reference voice, in their order; a batch stands where
+    its first clip does. A clip that is made in windows is a batch of its own.
   """
   made: list[list[Job]] = []
   latest: dict[Any, list[Job]] = {}
@@ -682,7 +718,7 @@ def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
       made.append([job])
       continue
     parts = conditions.split(job.given, job.conditioning)
-    key = job.clip, jax.tree.structure(parts)
+    key = job.clip, jax.tree.structure(parts), job.voice_latents
     if key not in latest or len(latest[key]) == batch_size:
       latest[key] = []
       made.append(latest[key])
@@ -725,6 +761,9 @@ def _metadata(
   if given:
     given["latent_frames"] = length.clip.latent_frames
     given["conditioning"] = settings.conditioning
+  if request.voice is not None:
+    given["voice"] |= dataclasses.asdict(request.voice)
+    given["voice_guidance_scale"] = settings.voice_guidance_scale
   size: dict[str, Any] = {}
   frames = length.latent_frames
   known = components.geometry.latent_frames

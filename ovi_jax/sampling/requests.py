@@ -32,6 +32,7 @@ from ovi_jax.media import fitting
 from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions
+from ovi_jax.sampling import given_media
 
 # auto: image-to-video where a row has an image; t2v: images are ignored;
 # i2v: every row must have one.
@@ -46,6 +47,7 @@ COLUMNS = {
   "extend": "extend_path",
   "keep": "keep",
   "keep_audio_until": "keep_audio_until",
+  "voice": "voice_path",
 }
 SECONDS_COLUMN = "seconds"
 SEEDS = 2**32
@@ -68,8 +70,9 @@ class Request:
     size: height and width of the clip in pixels; set by `expand`.
     media_seconds: length of the given media; `None` without media; set by
       `expand`.
-    sound: where the given file has sound, see `conditions.Found`; set by
+    sound: where the given file has sound, see `given_media.Found`; set by
       `expand`.
+    voice: the part of the file that is the reference voice; set by `expand`.
     notes: to show the user, on how files were read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
     first_frame: what `image` was generated from, see `first_frames`.
@@ -87,6 +90,7 @@ class Request:
   size: tuple[int, int] = (0, 0)
   media_seconds: float | None = None
   sound: conditions.Interval = conditions.ANY
+  voice: conditions.Voice | None = None
   notes: tuple[str, ...] = ()
   stem: str = ""
   first_frame: Mapping[str, Any] | None = None
@@ -323,7 +327,7 @@ def _inspected(
   video, else of the last frame.
   """
   picture = functools.cache(_picture)
-  inspect = functools.cache(conditions.inspect)
+  inspect = functools.cache(given_media.inspect)
   made, problems = [], []
   for request in requests:
     given, size = request.given, default
@@ -350,6 +354,7 @@ def _inspected(
         size=size,
         media_seconds=found.seconds,
         sound=found.sound,
+        voice=found.voice,
         notes=found.notes + notes,
       )
     )
@@ -436,7 +441,9 @@ def _request(
   spans = {}
   for name in conditions.FILES:
     if name in fields:
-      if name in conditions.TRIMMED:
+      if name in conditions.TRIMMED and isinstance(
+        fields[name], str | os.PathLike
+      ):
         fields[name], span = _split_span(name, fields[name])
         spans |= {name: span} if span != conditions.ANY else {}
       said = {"last_image": "last image", "extend": "file to extend"}

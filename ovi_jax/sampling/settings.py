@@ -33,6 +33,7 @@ DEFAULTS: Mapping[str, Any] = {
     "audio": "robotic, muffled, echo, distorted",
   },
   "conditioning": conditions.RENOISE,
+  "voice_guidance_scale": 1.0,
 }
 
 
@@ -50,6 +51,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
   "guidance_scale.video": (-100.0, 100.0),
   "guidance_scale.audio": (-100.0, 100.0),
   "slg_layer": (-1, 2**9),
+  "voice_guidance_scale": (-100.0, 100.0),
 }
 # Defaults of the fields that weights do not recommend.
 FIXED: Mapping[str, Any] = {
@@ -73,6 +75,7 @@ FIXED: Mapping[str, Any] = {
 # recorded with the given files or windows, which alone they apply to.
 _NOT_RECORDED = (
   "conditioning",
+  "voice_guidance_scale",
   "window_seconds",
   "window_overlap",
   "batch_size",
@@ -108,6 +111,8 @@ class Settings:
     negative_prompt: negative prompt of each modality.
     conditioning: how given latents are shown to the model, one of
       `conditions.MODES`.
+    voice_guidance_scale: guidance scale of the reference voice; 1 = none, with
+      two passes of the model in a step instead of three.
     dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
     attention: attention backend, "auto" or a key of
       `attention.attention.BACKENDS`.
@@ -141,6 +146,7 @@ class Settings:
   slg_layer: int
   negative_prompt: AV[str]
   conditioning: str
+  voice_guidance_scale: float
   dtype: str
   attention: str
   context_parallelism: str

@@ -8,11 +8,18 @@ instance, a prefix of video with the sound that belongs to it; all of video and
 all of sound are never given together. Kinds are drawn independently of each
 other, and what is given is the union. Nothing is given of an example of which
 that would leave no latent to generate.
+
+A reference is a random span of the example's own sound, which is appended to
+it (see `models.reference`). The latents of the span have no loss where they
+stand in the example, so that nothing is learnt by copying them: what a
+reference is good for is what the rest of the sound has in common with it, its
+voice.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +30,7 @@ from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions as sampling_conditions
 
 _EPSILON = 1e-4  # seconds; float32
+_MAX_SHARE = 2 / 3  # of an example's sound that is its reference, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,8 @@ class ConditionProbs:
       `ConditionsConfig.prefix_seconds`.
     whole: all latents; the other modality is generated.
     span: the latents between two times, uniform over the example.
+    reference: a span of the sound, appended to it; see
+      `ConditionsConfig.reference_seconds`.
   """
 
   first_frame: float = 0.0
@@ -43,6 +53,7 @@ class ConditionProbs:
   prefix: float = 0.0
   whole: float = 0.0
   span: float = 0.0
+  reference: float = 0.0
 
   @property
   def any(self) -> bool:
@@ -61,11 +72,13 @@ class ConditionsConfig:
     video: probabilities of video.
     audio: probabilities of audio, which has no frames.
     prefix_seconds: shortest and longest prefix; its length is uniform.
+    reference_seconds: likewise, of a reference.
   """
 
   video: ConditionProbs = NEVER
   audio: ConditionProbs = NEVER
   prefix_seconds: tuple[float, float] = (0.1, 2.0)
+  reference_seconds: tuple[float, float] = (1.0, 3.0)
 
   def __post_init__(self):
     problems = [
@@ -79,6 +92,11 @@ class ConditionsConfig:
         "objective.conditions.audio has no frames: set first_frame and"
         " last_frame to 0"
       )
+    if self.video.reference:
+      problems.append(
+        "objective.conditions.video has no reference: a reference is of a"
+        " voice; set it to 0"
+      )
     if self.video.whole + self.audio.whole > 1:
       problems.append(
         "objective.conditions: the shares `whole` of video and audio exclude"
@@ -91,6 +109,14 @@ class ConditionsConfig:
       problems.append(
         "objective.conditions.prefix_seconds: expected the shortest and the"
         f" longest prefix, from one frame on, got {self.prefix_seconds}"
+      )
+    lengths = self.reference_seconds
+    shortest = 1 / geometry.AUDIO_LATENT_RATE
+    if len(lengths) != 2 or not shortest <= lengths[0] <= lengths[1]:
+      problems.append(
+        "objective.conditions.reference_seconds: expected the shortest and the"
+        f" longest reference, from one latent ({shortest:g} s) on, got"
+        f" {self.reference_seconds}"
       )
     if problems:
       raise ValueError("; ".join(problems))
@@ -112,6 +138,15 @@ class ConditionsConfig:
           " generate; set it to 0"
         )
     return problems
+
+  @property
+  def reference_latents(self) -> tuple[int, int]:
+    """Audio latents of the shortest and the longest reference."""
+    shortest, longest = (
+      int(seconds * geometry.AUDIO_LATENT_RATE + _EPSILON)
+      for seconds in self.reference_seconds
+    )
+    return shortest, longest
 
   @property
   def more_than_first_frames(self) -> bool:
@@ -185,3 +220,51 @@ def sample(
   ]
   some_left = jnp.stack(left).max() > 0
   return AV(**{name: mask_T & some_left for name, mask_T in given.items()})
+
+
+class Reference(NamedTuple):
+  """A span of an example's sound that is its reference, or one of a batch.
+
+  Attributes:
+    place_R: which latents they are, one after another, as many as the longest
+      reference has.
+    length: how many of them count; 0 for none.
+  """
+
+  place_R: jax.Array
+  length: jax.Array
+
+  def covers(self, count: int) -> jax.Array:
+    """Whether each of `count` latents lies in the span, bool [..., count]."""
+    start, length = self.place_R[..., :1], self.length[..., None]
+    places = jnp.arange(count).reshape((1,) * (start.ndim - 1) + (-1,))
+    return (places >= start) & (places < start + length)
+
+
+def sample_reference(
+  config: ConditionsConfig, key: jax.Array, length: jax.Array
+) -> Reference | None:
+  """Draw the reference of one example.
+
+  Args:
+    config: probabilities.
+    key: of this example and use, as of `sample`.
+    length: valid audio latents, a scalar.
+
+  Returns:
+    The span; of length 0 for an example without reference, or one that is too
+    short for it. `None` if no example has one.
+  """
+  share = config.audio.reference
+  if not share:
+    return None
+  chosen, size_u, start_u = (
+    jax.random.uniform(jax.random.fold_in(key, number)) for number in (6, 7, 8)
+  )
+  shortest, longest = config.reference_latents
+  most = jnp.minimum(longest, (_MAX_SHARE * length).astype(jnp.int32))
+  count = shortest + (size_u * (longest - shortest + 1)).astype(jnp.int32)
+  count = jnp.minimum(count, most)
+  count = jnp.where((chosen < share) & (most >= shortest), count, 0)
+  start = (start_u * (length - count + 1)).astype(jnp.int32)
+  return Reference(start + jnp.arange(longest), count)

@@ -63,7 +63,14 @@ MINI_CODEC = MINI_OPTIMIZER | {
   "batch_size": 4,
   "checkpoint_every": 200,
 }
-CONDITIONS = ("first_frame", "last_frame", "prefix", "whole", "span")
+CONDITIONS = (
+  "first_frame",
+  "last_frame",
+  "prefix",
+  "whole",
+  "span",
+  "reference",
+)
 OPTIMIZER = {
   "name": "adamw",
   "learning_rate": 1e-4,
@@ -203,6 +210,7 @@ def training(video: bool, audio: bool) -> Any:
           "video": dict.fromkeys(CONDITIONS, 0.0),
           "audio": dict.fromkeys(CONDITIONS, 0.0),
           "prefix_seconds": (0.1, 2.0),
+          "reference_seconds": (1.0, 3.0),
         },
       },
       "optimizer": OPTIMIZER,

@@ -268,8 +268,10 @@ def inherited_advice(
   return {**default, **trained}
 
 
-def _conditioning(config: Mapping[str, Any]) -> dict[str, str]:
+def _conditioning(config: Mapping[str, Any]) -> dict[str, Any]:
   """Given latents are shown clean to towers that were trained with them.
+
+  A scale of the reference voice says that they were trained with one.
 
   Args:
     config: of a run; one that is no longer valid advises nothing.
@@ -280,9 +282,13 @@ def _conditioning(config: Mapping[str, Any]) -> dict[str, str]:
     )
   except ValueError:
     return {}
-  if settings.objective.conditions.more_than_first_frames:
-    return {"conditioning": sampling_conditions.CLEAN}
-  return {}
+  conditions = settings.objective.conditions
+  if not conditions.more_than_first_frames:
+    return {}
+  advice: dict[str, Any] = {"conditioning": sampling_conditions.CLEAN}
+  if conditions.audio.reference:
+    advice["voice_guidance_scale"] = 1.0
+  return advice
 
 
 def _checked_advice(

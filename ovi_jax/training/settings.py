@@ -34,6 +34,7 @@ from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.models import remat as remats
+from ovi_jax.models import rope
 from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import config as video_vae
@@ -329,7 +330,22 @@ class Settings(RunSettings):
         what = "hidden_dim / num_heads" if name == "head_size" else name
         found = " and ".join(f"{size} of {n}" for n, size in sizes.items())
         problems.append(f"model: both towers need the same {what}, got {found}")
+    problems += self._reference_problems()
     return problems + self.objective.conditions.problems(self.model)
+
+  def _reference_problems(self) -> list[str]:
+    """Whether references have positions behind those of the longest sound."""
+    tower = self.model.audio
+    if tower is None or not self.objective.conditions.audio.reference:
+      return []
+    most = rope.reference_start(tower.rope_scale)
+    longest = max(bucket.audio or 0 for bucket in self.data.buckets)
+    if longest <= most:
+      return []
+    return [
+      f"objective.conditions.audio.reference: sounds of {longest} latents reach"
+      f" the positions of references, from {most} on; use buckets of fewer"
+    ]
 
   def trainable_problems(self) -> list[str]:
     if not param_filter.is_patterns(self.trainable):

@@ -76,6 +76,7 @@ def test_reports_of_other_conditions_or_modes_have_other_names(name):
     == f"{t2v}_video_keep_audio_until_renoise"
   )
   assert name(audio=FILE, keep=((0, 1),)) == f"{t2v}_audio_keep_renoise"
+  assert name(voice=FILE, mode="clean") == f"{t2v}_voice_clean"
   # Of clips of another length, and of the later windows of long ones.
   assert name(seconds=2) == f"{t2v}_13_latent_frames"
   assert name(seconds=20) == f"{t2v}_31_latent_frames_windows_renoise"

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -16,8 +17,10 @@ from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
 from ovi_jax.convert import torch_file
 from ovi_jax.models import architecture
+from ovi_jax.models import rope
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import settings as settings_lib
 
 SIZES = standin.manifest()["config"]
 FOLDED = ("v1-16.pth", "best_netG.pt")
@@ -227,6 +230,48 @@ def test_more_of_the_bare_video_model_is_converted_on_demand():
   assert alone.keys() == {"fusion"} and alone["fusion"].keys() == {"video"}
   assert more.keys() == {"fusion", "t5", "video_vae"}
   assert not architecture.Architecture.from_release(more).misfits
+
+
+def test_dreamid_omni_has_ovis_names_and_settings_of_its_own(release, tmp_path):
+  """Its checkpoint has the tensors of Ovi's, in a folder of its own."""
+  sizes = command._sizes(releases.DREAMID, "", ())
+  arch = architecture.Architecture.from_release(sizes)
+  ovi = architecture.Architecture.from_release(architecture.released_sizes())
+  assert not arch.misfits and arch.clip.pixels == (704, 1280)
+  shapes = (
+    architecture.parameter_shapes("fusion", each.fusion) for each in (arch, ovi)
+  )
+  assert len({str(each) for each in shapes}) == 1
+  tables = (
+    releases.source("fusion", name).rows(arch.fusion)
+    for name in (releases.DREAMID, "720x720_5s")
+  )
+  assert next(tables) == next(tables)
+  # Rotary frequencies are those of its inference; a voice begins at 760.
+  scale = arch.fusion.audio.rope_scale
+  assert np.float32(scale) == np.float32(
+    np.asarray(31 / 157, ml_dtypes.bfloat16)
+  )
+  assert rope.reference_start(scale) == 760
+
+  folder = tmp_path / "release" / "DreamID_Omni"
+  folder.mkdir(parents=True)
+  shutil.copyfile(
+    release / "Ovi/model.safetensors", folder / "dreamid_omni.safetensors"
+  )
+  small = {**SIZES, "latents": sizes["latents"]}
+  manifest = convert.convert(
+    folder.parent,
+    tmp_path / "out",
+    variant=releases.DREAMID,
+    sizes=small,
+    components=["fusion"],
+  )
+  assert manifest.geometry.latent_frames == 31
+  advised = settings_lib.recommended_of(manifest)
+  assert advised["voice_guidance_scale"] == 3 and advised["slg_layer"] == 0
+  assert advised["guidance_scale"] == {"video": 3.0, "audio": 4.0}
+  assert advised["conditioning"] == "renoise" and advised["num_steps"] == 50
 
 
 def test_a_release_of_another_size_is_refused(release, tmp_path):

@@ -96,6 +96,11 @@ def test_each_variant_has_its_own_checkpoint():
     own = [f.name for f in files if f.repo == "chetwinlow1/Ovi"]
     assert own == [variant.checkpoint]
     assert len(files) == 6 and all(f.size is None for f in files)
+  own, *shared = download.plan(releases.DREAMID)
+  assert shared == download.plan("720x720_5s")[1:]
+  assert own.under(pathlib.Path("a")) == pathlib.Path(
+    "a/DreamID_Omni/dreamid_omni.safetensors"
+  )
   with pytest.raises(ValueError, match=r"1080p.*960x960_10s"):
     download.plan("1080p")
 

@@ -30,12 +30,14 @@ class Models:
     step_seconds: that a step takes.
     began: set once a batch is denoised.
     gate: if it is not set, steps wait for it.
+    voices: shapes of the reference voices of each batch; () without any.
     fail: raises what it wants to at the beginning of a batch.
   """
 
   def __init__(self, components: Any, step_seconds: float = 0.0):
     self.components, self.step_seconds = components, step_seconds
     self.batches: list[int] = []
+    self.voices: list[tuple[int, ...]] = []
     self.began, self.gate = threading.Event(), threading.Event()
     self.gate.set()
     self.fail = lambda batch: None
@@ -47,8 +49,18 @@ class Models:
     del components
     return self
 
-  def sample(self, noise, positives, negative, settings, given, on_step):
+  def sample(
+    self,
+    noise,
+    positives,
+    negative,
+    settings,
+    given,
+    on_step,
+    voices_BRC=None,
+  ):
     del negative, given
+    self.voices.append(np.shape(voices_BRC))
     self.batches.append(len(positives))
     self.began.set()
     self.fail(len(positives))

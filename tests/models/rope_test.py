@@ -1,6 +1,7 @@
 """Rotary positions: tables, and scaling that aligns audio with video."""
 
 import numpy as np
+import pytest
 
 from ovi_jax.models import rope
 
@@ -48,3 +49,33 @@ def test_dot_products_depend_on_distance_only():
 
   np.testing.assert_allclose(product(2, 5), product(5, 8), rtol=1e-5)
   assert abs(product(2, 5) - product(2, 6)) > 1e-4
+
+
+@pytest.mark.parametrize(
+  ("scale", "start"),
+  # Ovi's audio tower; DreamID-Omni's, whose 31 / 157 is a bfloat16.
+  [(0.19676, 762), (0.197265625, 760), (31 / 157, 759)],
+)
+def test_a_reference_begins_at_frame_150(scale, start):
+  found = rope.positions(157, scale, 31)
+  assert found.tolist() == [*range(157), *range(start, start + 31)]
+
+
+def test_only_the_reference_has_positions_of_its_own():
+  plain, longer = (rope.table((9,), 12, 0.2, n) for n in (0, 4))
+  whole = rope.table((754,), 12, 0.2)
+  for a, b, c in zip(plain, longer, whole):
+    np.testing.assert_array_equal(b[:9], a)
+    np.testing.assert_array_equal(b[9:], c[750:754])
+  with pytest.raises(ValueError, match="a reference is of audio tokens"):
+    rope.table((3, 2, 4), 12, reference=1)
+
+
+def test_a_table_for_each_example_rotates_as_the_shared_one():
+  random = np.random.default_rng(0)
+  x_BLNK = random.standard_normal((2, 5, 1, 12), np.float32)
+  rotary = rope.table((5,), 12)
+  each = rope.Rotary(*(np.stack([a, a]) for a in rotary))
+  np.testing.assert_array_equal(
+    rope.rotate(x_BLNK, each), rope.rotate(x_BLNK, rotary)
+  )

@@ -19,10 +19,12 @@ from ovi_jax.media import probe
 from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import given_media
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
 from tests.lib import clip_jobs
+from tests.lib import fake_sampling
 from tests.lib import media_files
 
 SIZE = {"height": 64, "width": 64, "area": 64 * 96}
@@ -41,6 +43,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
   media_files.write(folder / "silent.mp4", frames, times)
   media_files.write(folder / "short.mp4", frames[:3], times[:3])
   media_files.write_sound(folder / "tone.wav", tone)
+  media_files.write_sound(folder / "long.wav", media_files.tone(2.7))
+  media_files.write_sound(folder / "brief.wav", media_files.tone(0.9))
+  media_files.write_sound(folder / "silent.wav", 0 * media_files.tone(1.5))
   (folder / "text.mp4").write_text("no video")
   Image.fromarray(frames[0]).save(folder / "first.png")
   Image.fromarray(frames[0][:, :64]).save(folder / "last.png")
@@ -49,7 +54,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 def asked(folder: pathlib.Path, image: Any = None, **given: Any):
   files = {
-    name: folder / value if name in ("last_image", "video", "audio") else value
+    name: folder / value
+    if name in ("last_image", "video", "audio", "voice")
+    else value
     for name, value in given.items()
   }
   return requests.from_prompt("a", image and folder / image, **files)
@@ -85,6 +92,8 @@ def asked(folder: pathlib.Path, image: Any = None, **given: Any):
     ({"video": "clip.mp4", "keep_audio_until": "1"}, "a number .*got '1'"),
     ({"video": "clip.mp4", "keep_audio_until": True}, "a number .*got True"),
     ({"video": "clip.mp4", "keep_audio_until": 10**400}, "below 1000000, got"),
+    ({"voice": "tone.wav", "audio": "tone.wav"}, "voice and audio cannot be"),
+    ({"voice": "none.wav"}, r"the voice is missing: .*none\.wav"),
     ({"video": "none.mp4"}, r"the video is missing: .*none\.mp4"),
     ({"last_image": "none.png"}, "the last image is missing: .*mode=t2v"),
     ({"vido": "clip.mp4"}, r"vido is unknown .did you mean video"),
@@ -104,6 +113,13 @@ def test_what_cannot_be_combined_is_refused(folder, given, message):
     ({"audio": "silent.mp4"}, r"audio .*silent\.mp4: it has no sound track"),
     ({"video": "silent.mp4", "keep_audio_until": 1.0}, "has no sound track"),
     ({"last_image": "text.mp4"}, r"text\.mp4: .*PNG, JPEG or WebP"),
+    ({"voice": "text.mp4"}, r"voice .*text\.mp4: expected a file of one of"),
+    ({"voice": "silent.mp4"}, r"voice .*silent\.mp4: it has no sound track"),
+    (
+      {"voice": "brief.wav"},
+      r"brief\.wav: its sound lasts 0.90 s, .* 1 to 3 s",
+    ),
+    ({"voice": "silent.wav"}, r"silent\.wav: .*of its sound are silent"),
   ],
 )
 def test_unfit_files_are_refused_before_anything_is_loaded(
@@ -263,7 +279,7 @@ def test_a_part_of_a_file_is_used(folder):
   assert part.stem != whole.stem
   assert part.given.metadata(str)["video"]["seconds"] == [0.25, 0.75]
   frames = [
-    list(conditions.frames_of("video", part.given.video, span, count, CLIP))
+    list(given_media.frames_of("video", part.given.video, span, count, CLIP))
     for span, count in ((conditions.ANY, 25), ((0.25, 0.75), 14))
   ]
   np.testing.assert_array_equal(frames[1][:12], frames[0][6:18])
@@ -284,7 +300,7 @@ def test_sound_of_a_part_begins_at_its_start(folder):
   )
   for end in ("", "#t=0.5,0.75"):
     (request,) = asked(folder, audio=str(folder / "tone.wav") + end)
-    conditions.encode_audio(request.given, CLIP, encoder)
+    given_media.encode_audio(request.given, CLIP, encoder)
   whole_A, part_A = waves
   np.testing.assert_array_equal(part_A[:4000], whole_A[8000:12_000])
   assert np.abs(part_A[:4000]).max() > 0.1 and not part_A[4000:].any()
@@ -354,11 +370,11 @@ def test_a_table_has_a_column_for_each_condition(folder):
   path = folder / "list.csv"
   columns = ",".join(["text_prompt", "image_path", *requests.COLUMNS.values()])
   rows = [
-    "a,first.png,last.png,,,,,",
-    'b,,,clip.mp4,,,"0-0.5,0.8-1",',
-    "c,,,clip.mp4,,,,0.5",
-    "d,,,,tone.wav,,,",
-    "e,,,,,clip.mp4,,",
+    "a,first.png,last.png,,,,,,",
+    'b,,,clip.mp4,,,"0-0.5,0.8-1",,',
+    "c,,,clip.mp4,,,,0.5,",
+    "d,,,,tone.wav,,,,",
+    "e,,,,,clip.mp4,,,tone.wav",
   ]
   path.write_text("\n".join([columns, *rows]))
   found = requests.from_file(path)
@@ -367,12 +383,12 @@ def test_a_table_has_a_column_for_each_condition(folder):
     {"video"},
     {"video"},
     {"audio"},
-    {"extend"},
+    {"extend", "voice"},
   ]
   assert found[1].given.keep == ((0, 0.5), (0.8, 1))
   assert found[2].given.keep_audio_until == 0.5
   path.write_text(
-    "\n".join([columns, "a,first.png,,clip.mp4,,,,", "b,,,,,,,x"])
+    "\n".join([columns, "a,first.png,,clip.mp4,,,,,", "b,,,,,,,x,"])
   )
   with pytest.raises(ValueError, match="line 2.: image and video") as error:
     requests.from_file(path)
@@ -383,6 +399,28 @@ def test_a_table_has_a_column_for_each_condition(folder):
     ValueError, match="--video needs --prompt; .* set the column video_"
   ):
     requests.from_flags("", str(path), "", "auto", video="clip.mp4", audio="")
+
+
+def test_a_voice_is_as_many_whole_seconds_as_its_file_has(folder):
+  (long,), (short,), (plain,) = (
+    requests.expand(asked(folder, **given), 1, 0, **SIZE)
+    for given in ({"voice": "long.wav"}, {"voice": "tone.wav"}, {})
+  )
+  assert long.voice == conditions.Voice(start=0.0, latents=62)
+  assert long.notes == ("voice: the first 1.98 of 2.70 s are used",)
+  assert short.voice is not None and short.voice.latents == 31
+  assert plain.voice is None and not short.notes
+  # It decides neither the length nor the size, but the name.
+  for each in (long, short):
+    assert each.media_seconds is None and each.size == plain.size
+  assert len({each.stem for each in (long, short, plain)}) == 3
+  assert [conditions.voice(0, s).latents for s in (0.99, 3.0, 60)] == [
+    31,
+    93,
+    93,
+  ]
+  with pytest.raises(ValueError, match="its sound lasts 0.00 s"):
+    conditions.voice(1.0, 0.5)
 
 
 def test_clips_with_equal_kinds_of_conditions_are_batched(folder):
@@ -411,6 +449,28 @@ def test_clips_with_equal_kinds_of_conditions_are_batched(folder):
   assert sizes == [3, 1, 1, 2, 1]
 
 
+def test_clips_are_batched_by_the_length_of_their_voice(folder, tmp_path):
+  table = tmp_path / "voices.csv"
+  rows = [
+    f"{n},{folder / v}" for n, v in zip("abc", ["tone.wav"] * 2 + ["long.wav"])
+  ]
+  table.write_text("\n".join(["text_prompt,voice_path", *rows, "d,"]))
+  pipe, models = fake_sampling.pipeline()
+  settings = settings_lib.Settings.from_overrides(
+    {"num_steps": 1, "batch_size": 4}
+  )
+  jobs, _ = planning.plan(
+    requests.from_file(table), settings, pipe.components, tmp_path, ""
+  )
+  recipes = pipe.generate(jobs, settings, lambda made: made.metadata)
+  assert models.voices == [(2, 31, 20), (1, 62, 20), ()]
+  voice = recipes[2]["given"]["voice"]
+  digest = hashlib.sha256((folder / "long.wav").read_bytes()).hexdigest()
+  assert voice["sha256"] == digest and voice["latents"] == 62
+  assert recipes[2]["given"]["voice_guidance_scale"] == 1.0
+  assert "given" not in recipes[3] and "voice" not in str(recipes[3]["config"])
+
+
 def test_nothing_left_to_generate_is_refused(folder, tmp_path):
   pipe = ovi_jax.Pipeline.from_pretrained()
   for given, message in (
@@ -434,9 +494,14 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
       "0.03 s are shorter than an audio latent, 0.032 s",
     ),
     ({"video": "short.mp4"}, "lasts 0.12 s, a clip at least 0.21 s"),
+    (
+      {"voice": "tone.wav", "audio": "tone.wav", "keep": "0-2"},
+      "voice: all so",
+    ),
   ):
     files: dict[str, Any] = {
-      k: folder / v if k in ("video", "audio") else v for k, v in given.items()
+      k: folder / v if k in ("video", "audio", "voice") else v
+      for k, v in given.items()
     }
     with pytest.raises(ValueError, match=message):
       pipe("a", **files)
@@ -456,7 +521,7 @@ def test_given_media_come_back_and_the_rest_is_generated(folder, tmp_path):
   clip = geometry.Clip(
     latent_frames=7, latent_height=4, latent_width=4, audio_latents=32
   )
-  latents_THWC = conditions.encode_video(
+  latents_THWC = given_media.encode_video(
     None,
     conditions.Conditions(video=folder / "clip.mp4"),
     clip,
@@ -464,7 +529,7 @@ def test_given_media_come_back_and_the_rest_is_generated(folder, tmp_path):
     pipe._loaded["video_encoder"],
   )
   np.testing.assert_array_equal(seen.latents.video, latents_THWC)
-  latents_TC = conditions.encode_audio(
+  latents_TC = given_media.encode_audio(
     conditions.Conditions(audio=folder / "tone.wav"),
     clip,
     pipe._loaded["audio_encoder"],

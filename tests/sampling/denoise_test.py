@@ -37,17 +37,30 @@ def run(golden):
     scales=SCALES,
     steps: int = 8,
     on_step=lambda _: None,
+    references=denoise.NONE_GIVEN,
+    voice_scale=None,
   ) -> AV:
     model = fusion.FusionDiT(standin_models.fusion_config())
     params = standin_models.fusion_params() if params is None else params
 
+    passes = 2 + (voice_scale is not None)
+    texts = jax.tree.map(
+      lambda x: jnp.concatenate([x, x[:1]])[:passes], prompts
+    )
+
     @jax.jit
     def conditions(params):
-      given = ({"params": params}, guidance.duplicate_for_cfg(noise), prompts)
+      noises = guidance.duplicate_for_cfg(noise, passes)
+      given = {"params": params}, noises, texts, references
       return model.apply(*given, method="conditions")
 
     inputs = denoise.Inputs(
-      conditions(params), guidance.slg_mask(3, 1, 1), scales, given
+      conditions(params),
+      guidance.slg_mask(3, 1, 1, passes),
+      scales,
+      given,
+      references,
+      voice_scale,
     )
     method = solvers.named(name)
     levels = method.schedule(steps, 5.0)
@@ -105,6 +118,53 @@ def test_given_latents_come_back_unchanged(run, golden):
   # Frame 1 and step 15 are generated both times, from other conditions.
   assert np.abs(made[0].video[1] - made[1].video[1]).max() > 1e-3
   assert np.abs(made[0].audio[15] - made[1].audio[15]).max() > 1e-3
+
+
+def test_a_reference_is_one_more_pass_only_if_it_guides(run):
+  random = np.random.default_rng(5)
+  voice_BRC = random.standard_normal((1, 6, 20), np.float32)
+  seen, plain = {}, run("euler", steps=2)
+  for clean in (True, False):
+    for scale in (None, 1.0, 4.0):
+      passes = 2 + (scale is not None)
+      shown = AV(audio=denoise.with_passes(voice_BRC, clean, passes))
+      made = run("euler", steps=2, references=shown, voice_scale=scale)
+      seen[clean, scale] = made
+      for ours, without in zip(made, plain):
+        assert parity.relative_error(ours, without) > 1e-4
+    # A scale of 1 leaves the third pass without effect; another is seen in the
+    # sound from the first step on, and in the video from the second.
+    for two, three, more in zip(
+      *(seen[clean, scale] for scale in (None, 1.0, 4.0))
+    ):
+      assert parity.relative_error(three, two) < 5e-6
+      assert parity.relative_error(more, two) > 1e-5
+  assert (
+    parity.relative_error(seen[True, None].audio, seen[False, None].audio)
+    > 1e-4
+  )
+
+
+def test_the_voice_guides_the_sound_by_its_own_scale():
+  velocities = AV(*(np.array([[5.0], [3.0], [4.0]]) for _ in range(2)))
+  found = guidance.apply_cfg(velocities, AV(2.0, 3.0), 1.5)
+  assert float(found.video[0, 0]) == 3 + 2 * (5 - 3)
+  assert float(found.audio[0, 0]) == 3 + 3 * (5 - 3) + 0.5 * (5 - 4)
+  mask = guidance.slg_mask(4, 2, 1, passes=3)
+  assert mask[1].tolist() == [1, 1, 0, 0, 1, 1] and mask[[0, 2, 3]].all()
+  assert guidance.duplicate_for_cfg(np.arange(2), 3).tolist() == [0, 1] * 3
+
+
+def test_the_pass_without_a_reference_lacks_it_or_has_zeros():
+  voice_BRC = np.ones((2, 3, 4), np.float32)
+  clean = denoise.with_passes(voice_BRC, True, 3)
+  assert clean.length_B.tolist() == [3, 3, 3, 3, 0, 0]
+  assert clean.given_BR.shape == (6, 3) and clean.given_BR.all()
+  zeros = denoise.with_passes(voice_BRC, False, 3)
+  assert zeros.length_B is None and zeros.given_BR is None
+  assert zeros.latents_BRC[:4].all() and not zeros.latents_BRC[4:].any()
+  two = denoise.with_passes(voice_BRC, True, 2)
+  assert two.length_B is None and two.latents_BRC.shape == (4, 3, 4)
 
 
 @pytest.mark.parametrize("name", sorted(solvers.SOLVERS))

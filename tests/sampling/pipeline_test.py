@@ -256,7 +256,17 @@ class Stub:
   def texts(self, texts):
     return {text: np.array([text]) for text in texts}
 
-  def sample(self, noise, positives, negative, settings, first, on_step):
+  def sample(
+    self,
+    noise,
+    positives,
+    negative,
+    settings,
+    first,
+    on_step,
+    voices_BRC=None,
+  ):
+    assert voices_BRC is None
     names = "".join(text[0] for text in positives)
     assert negative.video[0] == settings.negative_prompt.video
     assert len(noise.video) == len(noise.audio) == len(names)

@@ -413,7 +413,7 @@ def test_a_failure_is_of_one_job(make):
   ids = [engine.submit(BALL, QUICK | {"seed": n}).id for n in range(4)]
   real, alone = models.sample, []
 
-  def sample(noise, positives, *rest):
+  def sample(noise, positives, *rest, **others):
     if len(positives) > 1:
       raise RuntimeError("RESOURCE_EXHAUSTED: /secret/place")
     alone.append(1)
@@ -422,7 +422,7 @@ def test_a_failure_is_of_one_job(make):
     if len(alone) == 3:
       weights = engine.pipeline.components.weights
       raise ValueError(f"{weights}/fusion.safetensors: damaged\n twice")
-    return real(noise, positives, *rest)
+    return real(noise, positives, *rest, **others)
 
   models.sample = sample
   engine.start()

@@ -105,6 +105,11 @@ def test_a_latent_of_every_example_is_left_to_generate(video, audio):
     ({"video": {"prefix": 1.5}}, "video.prefix is a share in .0, 1., got 1.5"),
     ({"audio": {"first_frame": 0.1}}, "conditions.audio has no frames"),
     ({"video": {"whole": 0.6}, "audio": {"whole": 0.5}}, "at most 1, got 1.1"),
+    ({"video": {"reference": 0.1}}, "conditions.video has no reference"),
+    (
+      {"reference_seconds": (0.01, 1.0)},
+      r"reference_seconds: expected .*\(0.01, 1.0\)",
+    ),
     (
       {"prefix_seconds": (2.0, 1.0)},
       r"prefix_seconds: expected .*\(2.0, 1.0\)",
@@ -129,7 +134,41 @@ def test_towers_decide_what_can_be_given():
     settings.from_config(video)
 
 
-@pytest.mark.parametrize("name", ["i2v", "v2a", "a2v", "extend", "all"])
+def test_references_are_spans_of_the_sound_that_leave_a_third_of_it():
+  config = config_of(audio={"reference": 0.5}, reference_seconds=(0.16, 0.64))
+  assert config.reference_latents == (5, 20) and config.more_than_first_frames
+  keys = jax.random.split(jax.random.key(1), EXAMPLES)
+
+  def found(length: int) -> Any:
+    one = functools.partial(conditions.sample_reference, config)
+    return jax.vmap(lambda key: one(key, jnp.int32(length)))(keys)
+
+  place_BR, count_B = jax.tree.map(np.asarray, found(60))
+  start_B = place_BR[:, 0]
+  assert place_BR.shape[1] == 20
+  assert ((count_B == 0) | ((count_B >= 5) & (count_B <= 20))).all()
+  assert (count_B > 0).mean() == pytest.approx(0.5, abs=0.04)
+  assert (start_B >= 0).all() and (start_B + count_B <= 60).all()
+  assert len(np.unique(start_B)) > 40 and len(np.unique(count_B)) == 17
+  covered = np.asarray(found(60).covers(60))
+  assert (covered.sum(1) == count_B).all()
+  # Two thirds of 9 are 6; of 7 they are 4, fewer than the shortest.
+  assert set(np.asarray(found(9).length)) == {0, 5, 6}
+  assert set(np.asarray(found(7).length)) == {0}
+  nothing = config_of({"first_frame": 0.5})
+  assert conditions.sample_reference(nothing, keys[0], jnp.int32(9)) is None
+
+
+def test_sounds_that_reach_the_positions_of_references_are_refused():
+  config = config_files.load("conditions/voice:fusion:mini")
+  config.data.audio_buckets = (157, 800)
+  with pytest.raises(ValueError, match="sounds of 800 latents reach the posi"):
+    settings.from_config(config)
+
+
+@pytest.mark.parametrize(
+  "name", ["i2v", "v2a", "a2v", "extend", "voice", "all"]
+)
 def test_presets_change_the_conditions_of_a_stage(name):
   config = config_files.load(f"conditions/{name}:small")
   base = config_files.load("small")

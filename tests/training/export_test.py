@@ -128,6 +128,11 @@ def test_a_run_cannot_be_in_a_store_that_orbax_lacks(make, tmp_path):
 
 
 def test_towers_trained_with_given_latents_recommend_clean_ones():
-  for name, expected in (("v2a", {"conditioning": "clean"}), ("i2v", {})):
+  clean = {"conditioning": "clean"}
+  for name, expected in (
+    ("v2a", clean),
+    ("i2v", {}),
+    ("voice", {**clean, "voice_guidance_scale": 1.0}),
+  ):
     loaded = config_files.load(f"conditions/{name}:small")
     assert export._conditioning(loaded.to_dict()) == expected

@@ -174,8 +174,9 @@ def test_cfg_dropout_and_first_frames_are_sampled():
   seen = {}
 
   class Spy:
-    def apply(self, variables, x, t_BT, text, lengths, given_BT):
+    def apply(self, variables, x, t_BT, text, lengths, given_BT, references):
       seen.update(x=x, t=t_BT, text=text, given=given_BT)
+      seen.update(references=references)
       return jax.tree.map(jnp.zeros_like, x)
 
   given = small_step.batch()
@@ -194,6 +195,7 @@ def test_cfg_dropout_and_first_frames_are_sampled():
   np.testing.assert_array_equal(seen["t"].video[5], [250])
   np.testing.assert_array_equal(seen["given"].video[5], [True, False])
   assert seen["given"].video.sum() == 1 and seen["given"].audio is None
+  assert seen["references"] == AV()
   np.testing.assert_array_equal(seen["t"].audio[5], [500])
   np.testing.assert_array_equal(
     seen["x"].video[5, 0], given.latents.video[5, 0]
@@ -207,6 +209,47 @@ def test_cfg_dropout_and_first_frames_are_sampled():
   np.testing.assert_allclose(
     losses.audio[0], np.square(target).mean(), rtol=1e-5
   )
+
+
+def test_a_reference_is_clean_and_its_span_has_no_loss():
+  """Latents 2 to 4 of the first example; none of the others."""
+  seen = {}
+
+  class Spy:
+    def apply(self, variables, x, *args, references, **others):
+      seen.update(found=references.audio)
+      return jax.tree.map(lambda a: a * variables["params"]["scale"], x)
+
+  given = small_step.batch()
+  size = len(given.ids)
+  drawn = flow_matching.NoiseSample(
+    sigma=AV(*[jnp.full(size, 0.5)] * 2),
+    noise=jax.tree.map(jnp.ones_like, given.latents),
+    dropped=AV(*[jnp.zeros(size, bool)] * 2),
+    given=AV(),
+    reference=conditions.Reference(
+      jnp.tile(jnp.arange(2, 6)[None], (size, 1)),
+      jnp.zeros(size, jnp.int32).at[0].set(3),
+    ),
+  )
+
+  def loss(noise):
+    changed = drawn._replace(noise=noise)
+    found = flow_matching.losses(
+      Spy(), {"scale": 4.0}, given, changed, small_step.NULL
+    )
+    return found.audio[0]
+
+  gradient = jax.grad(loss)(drawn.noise)
+  found = seen["found"]
+  assert found.given_BR.all() and found.length_B.tolist() == [3] + [0] * 7
+  primal = jax.device_get(jax.lax.stop_gradient(found.latents_BRC))
+  np.testing.assert_array_equal(primal[0], given.latents.audio[0, 2:6])
+  # Gradients flow through generated latents outside of the span alone.
+  counts = np.abs(gradient.audio[0]).sum(-1) > 0
+  length = int(given.lengths.audio[0])
+  expected = [n < length and not 2 <= n < 5 for n in range(len(counts))]
+  assert counts.tolist() == expected
 
 
 @pytest.mark.parametrize("shared", [1.0, 0.0])

@@ -10,6 +10,9 @@ Write prompts, generate clips from them, score the clips; or score codecs:
     [--markdown=FILE.md]
   python -m ovi_jax.synthetic.evaluation codecs --weights=DIR
     [--count=64 --seed=1000] [--out=FILE.json] [--markdown=FILE.md]
+  python -m ovi_jax.synthetic.evaluation voices --out=DIR [--count=64
+    --seed=1000]
+  python -m ovi_jax.synthetic.evaluation voices --clips=DIR [--markdown=FILE.md]
   python -m ovi_jax.synthetic.evaluation correlate [--count=64 --seed=1000]
     [--out=FILE.json] [--markdown=FILE.md]
 """
@@ -25,6 +28,7 @@ from ovi_jax.synthetic.evaluation import calibration
 from ovi_jax.synthetic.evaluation import metric_correlation
 from ovi_jax.synthetic.evaluation import prompts
 from ovi_jax.synthetic.evaluation import report
+from ovi_jax.synthetic.evaluation import voices
 from ovi_jax.synthetic.evaluation import weights
 from ovi_jax.synthetic.world import world
 
@@ -73,6 +77,18 @@ def _codecs() -> None:
   _write(json.dumps(losses, indent=2) + "\n", weights.markdown(found))
 
 
+def _voices() -> None:
+  if not FLAGS.clips:
+    cli.require_flags(FLAGS, out="DIR")
+    voices.write(storage.local(FLAGS.out), FLAGS.count, FLAGS.seed)
+    print(f"wrote {FLAGS.out}")
+    return
+  table = voices.score(storage.local(FLAGS.clips))
+  _write(
+    json.dumps(report.plain([], table), indent=1) + "\n", report.markdown(table)
+  )
+
+
 def _correlate() -> None:
   found = metric_correlation.correlate(FLAGS.count, FLAGS.seed)
   plain = json.dumps([each._asdict() for each in found], indent=1)
@@ -110,5 +126,6 @@ if __name__ == "__main__":
     "calibrate": _calibrate,
     "codecs": _codecs,
     "correlate": _correlate,
+    "voices": _voices,
   }
   cli.run(_score, commands)

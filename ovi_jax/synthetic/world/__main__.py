@@ -37,7 +37,8 @@ if __name__ == "__main__":
     "what",
     world.CLIPS,
     world.WHAT,
-    "All clips, clips of two balls only, or sounds only.",
+    "All clips, clips of two balls only, sounds only, or faces of three voices"
+    " only.",
   )
   flags.DEFINE_enum(
     "pairs",

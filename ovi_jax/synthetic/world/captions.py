@@ -24,8 +24,10 @@ _KNOCKS = {
 }
 _VOICE = {
   "low": ("a low voice", "a deep voice", "vowels in a low voice"),
+  "middle": ("a middle voice", "vowels in a middle voice"),
   "high": ("a high voice", "a bright voice", "vowels in a high voice"),
 }
+_UNNAMED_VOICE = ("a voice", "vowels in a voice")
 _SILENCE = ("silence", "nothing", "no sound")
 
 
@@ -36,6 +38,7 @@ def caption(
   tagged: bool,
   seen: bool = True,
   has_sound: bool = True,
+  names_voice: bool = True,
 ) -> str:
   """Describe a scene.
 
@@ -45,6 +48,7 @@ def caption(
     tagged: the sound between tags; else after `Audio:`.
     seen: whether there is a picture to describe.
     has_sound: whether there is a sound to describe.
+    names_voice: whether it is told which voice speaks.
   """
   picture = {scene.BALL: _balls, scene.LAMP: _lamp, scene.FACE: _face}
   parts = []
@@ -55,7 +59,7 @@ def caption(
       f"{_pick(random, ('Somebody', 'A voice'))} says {_said(shown)}."
     )
   if has_sound:
-    sound = _sound(shown, random)
+    sound = _sound(shown, random, names_voice)
     parts.append(
       prompts.sound(f"{sound[0].upper()}{sound[1:]}.", prompts.SOUND)
       if tagged
@@ -109,7 +113,9 @@ def _said(shown: scene.Scene) -> str:
   return f"{prompts.SPEECH}{' '.join(shown.words)}{prompts.SPEECH_END}"
 
 
-def _sound(shown: scene.Scene, random: np.random.Generator) -> str:
+def _sound(
+  shown: scene.Scene, random: np.random.Generator, names_voice: bool
+) -> str:
   if not shown.events:
     return _pick(random, _SILENCE)
   match shown.kind:
@@ -119,7 +125,8 @@ def _sound(shown: scene.Scene, random: np.random.Generator) -> str:
       count = NUMBERS[len(shown.events)]
       beeps = f"{count} {shown.sound} beeps"
       return _pick(random, (beeps, f"{shown.sound} beeps"), (0.6, 0.4))
-  return _pick(random, _VOICE[shown.sound])
+  named = _VOICE[shown.sound] if names_voice else _UNNAMED_VOICE
+  return _pick(random, named)
 
 
 def _pick(

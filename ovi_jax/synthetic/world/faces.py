@@ -1,11 +1,14 @@
 """A cartoon face with a hat that says vowels, its mouth in their shapes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ovi_jax.synthetic.world import draw
 from ovi_jax.synthetic.world import scene
 
 COUNTS = (2, 3, 4)
+TALKATIVE = (3, 4)
 VOWEL = 0.36  # seconds
 MOUTH = 0.19  # rows of the mouth below the face's centre
 # Half height and half width of the open mouth.
@@ -18,18 +21,30 @@ _WALL = {
   "sky": (178, 204, 226),
   "grey": (200, 200, 204),
 }
-_VOICES = {"low": (105, 130), "high": (195, 240)}  # Hz
+_VOICES = {"low": (105, 130), "middle": (150, 172), "high": (195, 240)}  # Hz
 _LIPS, _THROAT, _INK = (176, 52, 60), (58, 10, 20), (34, 26, 30)
 
 
 def sample(
-  random: np.random.Generator, seconds: float, still: bool
+  random: np.random.Generator,
+  seconds: float,
+  still: bool,
+  voices: Sequence[str] = scene.CLIP_VOICES,
+  counts: Sequence[int] = COUNTS,
 ) -> scene.Scene:
-  """Draw a scene of a face, which keeps quiet or speaks."""
-  voice = str(random.choice(scene.VOICES))
+  """Draw a scene of a face, which keeps quiet or speaks.
+
+  Args:
+    random: draws it.
+    seconds: of the clip.
+    still: whether it keeps quiet.
+    voices: it has one of them.
+    counts: numbers of vowels that are drawn from.
+  """
+  voice = str(random.choice(voices))
   hz = random.uniform(*_VOICES[voice])
   row, column = random.uniform(0.53, 0.57), random.uniform(0.4, 0.6)
-  count = 0 if still else int(random.choice(COUNTS))
+  count = 0 if still else int(random.choice(counts))
   events = tuple(
     scene.Event(
       seconds=float(begin),

@@ -20,11 +20,15 @@ _RENDER = {
   scenes.FACE: faces.render,
 }
 CLIPS, TWO_BALLS, SOUNDS = "clips", "two_balls", "sounds"
-WHAT = (CLIPS, TWO_BALLS, SOUNDS)
+VOICES = "voices"
+WHAT = (CLIPS, TWO_BALLS, SOUNDS, VOICES)
 SEEN, UNSEEN, ALL = "seen", "held_out", "all"
 # Shares of one ball, two balls, a lamp, a face.
 _KINDS = (0.34, 0.12, 0.25, 0.29)
-_TWO_BALLS_ALONE = (0.0, 1.0, 0.0, 0.0)
+_ALONE_OF = {
+  TWO_BALLS: (0.0, 1.0, 0.0, 0.0),
+  VOICES: (0.0, 0.0, 0.0, 1.0),
+}
 _STILL = 0.05  # share in which nothing happens
 _ALONE = 0.04  # share without a sound track, and as many without a picture
 _LONG = (3, 12)  # seconds of a sound, from and to
@@ -62,7 +66,9 @@ class World:
     fps: frames a second.
     rate: samples a second.
     what: "clips" of one length, "two_balls" for such clips alone (few others
-      have as much to follow), or "sounds" alone of 3 to 12 s.
+      have as much to follow), "sounds" alone of 3 to 12 s, or "voices":
+      speaking faces alone, which have three voices instead of two; of each
+      clip's captions, one names the voice and one does not.
     pairs: "seen" leaves out clips whose colour and sound are a pair of
       `scenes.HELD_OUT`; "held_out" has no others; "all" has both.
     complete: every clip has a picture, a sound and events.
@@ -111,7 +117,12 @@ class World:
     has_sound = not seen or complete or not alone > 1 - _ALONE
     made = dict.fromkeys(
       captions.caption(
-        shown, random, tagged=bool(number % 2), seen=seen, has_sound=has_sound
+        shown,
+        random,
+        tagged=bool(number % 2),
+        seen=seen,
+        has_sound=has_sound,
+        names_voice=self.what != VOICES or (index + number) % 2 == 0,
       )
       for number in range(_CAPTIONS)
     )
@@ -143,7 +154,7 @@ class World:
 
   def _scene(self, random: np.random.Generator, seconds: float) -> scenes.Scene:
     """Draw until the pairs are wanted ones."""
-    shares = _TWO_BALLS_ALONE if self.what == TWO_BALLS else _KINDS
+    shares = _ALONE_OF.get(self.what, _KINDS)
     while True:
       kind = int(random.choice(len(shares), p=shares))
       still = not self.complete and random.random() < _STILL
@@ -151,6 +162,10 @@ class World:
         shown = balls.sample(random, seconds, two=kind == 1, still=still)
       elif kind == 2:
         shown = lamps.sample(random, seconds, still)
+      elif self.what == VOICES:
+        shown = faces.sample(
+          random, seconds, still, scenes.VOICES, faces.TALKATIVE
+        )
       else:
         shown = faces.sample(random, seconds, still)
       held_out = bool(shown.pairs & scenes.HELD_OUT)

@@ -17,6 +17,7 @@ from ovi_jax import diffusion
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
+from ovi_jax.models import reference as reference_lib
 from ovi_jax.training import conditions as conditions_lib
 
 PAPER_LOSS_WEIGHTS = AV(0.85, 0.15)
@@ -66,12 +67,15 @@ class NoiseSample(NamedTuple):
     given: given_T, bool: latents in time that stay clean and have no loss;
       `None` for a modality of which none are given, in any example: one time
       embedding an example is cheaper than two.
+    reference: span of the sound that is appended to it, see
+      `conditions.Reference`; `None` if no example has one.
   """
 
   sigma: AV[jax.Array]
   noise: AV[jax.Array]
   dropped: AV[jax.Array]
   given: AV[jax.Array | None]
+  reference: conditions_lib.Reference | None = None
 
 
 class FlowMatching(NamedTuple):
@@ -128,16 +132,25 @@ def sample_noise(
       dropped[name] = jax.random.bernoulli(drop_key, share)
   sizes = {name: len(data) for name, data in present.items()}
   given = conditions_lib.sample(objective.conditions, given_key, sizes, lengths)
+  reference = None
+  if "audio" in present:
+    reference = conditions_lib.sample_reference(
+      objective.conditions, given_key, lengths.audio
+    )
   return NoiseSample(
     objective.timesteps.sample(time_key, list(present)),
     AV(**noise),
     AV(**dropped),
     given,
+    reference,
   )
 
 
 def loss_masks(batch: schema.Batch, sample: NoiseSample) -> AV[jax.Array]:
-  """counts_BT, bool, of each modality: valid latents that are generated."""
+  """counts_BT, bool, of each modality: valid latents that are generated.
+
+  Those of which the example's reference is a copy are left out.
+  """
 
   def one(name: str, data: jax.Array) -> jax.Array:
     lengths_B, given_BT = (
@@ -145,9 +158,23 @@ def loss_masks(batch: schema.Batch, sample: NoiseSample) -> AV[jax.Array]:
       getattr(sample.given, name),
     )
     counts_BT = diffusion.length_mask(lengths_B, data.shape[1])
+    if name == "audio" and sample.reference is not None:
+      counts_BT &= ~sample.reference.covers(data.shape[1])
     return counts_BT if given_BT is None else counts_BT & ~given_BT
 
   return batch.latents.map(one)
+
+
+def _references(batch: schema.Batch, sample: NoiseSample) -> AV[Any]:
+  """The references of a batch, shown at time 0."""
+  if sample.reference is None:
+    return AV()
+  place_BR, length_B = sample.reference
+  latents_BTC = batch.latents.audio.astype(jnp.float32)
+  place_BR = jnp.minimum(place_BR, latents_BTC.shape[1] - 1)
+  latents_BRC = jnp.take_along_axis(latents_BTC, place_BR[..., None], 1)
+  given_BR = jnp.ones(place_BR.shape, bool)
+  return AV(audio=reference_lib.Reference(latents_BRC, given_BR, length_B))
 
 
 def losses(
@@ -188,6 +215,7 @@ def losses(
     AV(**text),
     lengths=batch.lengths,
     given_BT=sample.given,
+    references=_references(batch, sample),
   )
   return loss_masks(batch, sample).map(
     lambda name, counts_BT: diffusion.masked_mse(

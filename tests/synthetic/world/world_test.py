@@ -1,6 +1,7 @@
 """The synthetic world: determinism, events, captions."""
 
 import collections
+import hashlib
 
 import numpy as np
 import pytest
@@ -211,3 +212,34 @@ def test_two_balls_may_move_at_once():
   )
   with pytest.raises(ValueError, match="one of clips, two_balls, sounds, got"):
     worlds.World(what="films")
+
+
+def test_faces_of_the_world_of_voices_have_three_of_them():
+  world = worlds.World(size=16, what="voices", complete=True)
+  found, named = collections.Counter(), 0
+  for index in range(60):
+    made = world.clip(index, slice(1), sound=False)
+    assert made.scene.kind == scene.FACE
+    found[made.scene.sound] += 1
+    if made.events and len(made.captions) == 2:
+      says = [f"{made.scene.sound} voice" in each for each in made.captions]
+      deep = any(w in " ".join(made.captions) for w in ("deep", "bright"))
+      assert deep or says.count(True) == 1
+      named += 1
+  assert found.keys() == set(scene.VOICES) and min(found.values()) > 8
+  assert named > 30
+
+
+def test_other_worlds_are_what_they_were_before_there_were_three_voices():
+  """The weights in the package were trained on these very clips."""
+  digest = hashlib.sha256()
+  for what in ("clips", "two_balls", "sounds"):
+    world = worlds.World(what=what, seed=3, size=16)
+    for index in range(12):
+      made = world.clip(index, slice(0, 2))
+      digest.update(repr((made.scene, made.captions)).encode())
+      if made.frames_THWC is not None:
+        digest.update(made.frames_THWC.tobytes())
+      if made.wave_A is not None:
+        digest.update(np.rint(made.wave_A * 2**12).astype("<i2").tobytes())
+  assert digest.hexdigest().startswith("d4b5c9344b6f2aa9")

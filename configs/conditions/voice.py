@@ -1,0 +1,21 @@
+"""Speech in the voice of a reference: a stage with given latents.
+
+  python train.py --config=configs/conditions/voice.py:BASE --workdir=DIR
+
+BASE is the config of a stage with both towers, such as `fusion`, `small` or
+`fine_tune:WEIGHTS`; without it, `fusion`. The shares are ours and have not been
+tried at full size.
+"""
+
+import ml_collections
+
+from ovi_jax.training import default_config
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  conditions = {
+    "video.first_frame": 0.2,
+    "audio.reference": 0.6,
+    "reference_seconds": (1.0, 3.0),
+  }
+  return default_config.with_conditions(arg, conditions)
