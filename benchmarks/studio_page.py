@@ -26,6 +26,7 @@ from absl import flags
 from PIL import Image
 
 from ovi_jax import cli
+from ovi_jax.media import images
 from tests.lib import browser as browsers
 
 FLAGS = flags.FLAGS
@@ -44,6 +45,11 @@ _SOON, _LATER, _HOLD = 120, 300, 1500  # milliseconds of a frame
 _QUALITY = 55  # of WebP
 
 
+def _image(png: bytes) -> Image.Image:
+  """A picture of the page."""
+  return Image.fromarray(images.read_image(io.BytesIO(png))[0])
+
+
 class Movie:
   """Frames of a page, and how long each is shown."""
 
@@ -54,8 +60,7 @@ class Movie:
 
   def add(self, milliseconds: int) -> None:
     """Show the page as it is now for some time; an equal frame for longer."""
-    data = io.BytesIO(self._page.picture())
-    frame = Image.open(data).convert("RGB").resize(_SIZE)
+    frame = _image(self._page.picture()).resize(_SIZE)
     if self._frames and frame.tobytes() == self._frames[-1].tobytes():
       self._milliseconds[-1] += milliseconds
       return
@@ -176,10 +181,7 @@ def still(page: browsers.Page, path: pathlib.Path) -> None:
     " v.addEventListener('loadeddata', done, {once: true})); }))"
   )
   page.run("new Promise((done) => setTimeout(done, 1000))")
-  data = io.BytesIO(page.picture(whole=True))
-  Image.open(data).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-    path, optimize=True
-  )
+  _image(page.picture(whole=True)).save(path, optimize=True)
 
 
 def pictures(address: str, out: pathlib.Path) -> None:

@@ -16,7 +16,7 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import requests
 from tests.lib import s3_server
 
-pytest.importorskip("s3fs", reason="needs ovi_jax[s3]")
+s3fs = pytest.importorskip("s3fs", reason="needs ovi_jax[s3]")
 _numbers = itertools.count()
 
 
@@ -25,7 +25,10 @@ def server():
   with s3_server.serve() as found, pytest.MonkeyPatch.context() as patch:
     for name, value in found.environment.items():
       patch.setenv(name, value)
+    # Earlier tests may have made one that has no credentials.
+    s3fs.S3FileSystem.clear_instance_cache()
     yield found
+  s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
