@@ -46,7 +46,7 @@ DOCUMENTS: Mapping[pathlib.Path, Sequence[str]] = {
   DOCS / "lab_notebook.md": ("tried",),
 }
 STEPS = 50  # of a sampled clip
-TRAIN_STEPS = fusion.get_config().num_train_steps
+TRAIN_STEPS: Any = fusion.get_config().num_train_steps
 GIB = 2**30
 
 
