@@ -232,7 +232,7 @@ def table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def bound(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-  """What the first programs are bound by, as an item of a list."""
+  """What the first programs are bound by, as a sentence."""
   others = []
   for name, (first, *_) in reports.items():
     if first["peak_memory"] is None or first["bound_by"] == "compute":
@@ -242,7 +242,7 @@ def bound(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
       f"`{name}` ({first['bound_by'].upper()} {times[first['bound_by']]:.2f},"
       f" compute {times['compute']:.2f} s)"
     )
-  text = "- **Bound.** All rows are bound by compute at peak"
+  text = "At peak, all rows are bound by compute"
   return text + (f", except {', '.join(others)}.\n" if others else ".\n")
 
 

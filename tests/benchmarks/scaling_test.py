@@ -52,8 +52,8 @@ def test_reports_without_versions_are_marked_as_older():
 def test_rows_that_compute_does_not_bound_are_named():
   fast = STEP | {"bound_by": "compute"}
   text = scaling.bound({"a": [fast], "b": [STEP, DECODING], "c": [fast]})
-  assert text.endswith("peak, except `b` (HBM 1.00, compute 0.50 s).\n")
-  assert scaling.bound({"a": [fast]}).endswith("at peak.\n")
+  assert text.endswith("compute, except `b` (HBM 1.00, compute 0.50 s).\n")
+  assert scaling.bound({"a": [fast]}).endswith("by compute.\n")
 
 
 def test_collectives_are_split_into_synchronous_and_asynchronous():
