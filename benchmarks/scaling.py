@@ -24,8 +24,10 @@ from typing import Any
 
 from absl import flags
 
+from configs import fusion
 from ovi_jax import cli
 from ovi_jax import files
+from ovi_jax import flag_profiles
 from ovi_jax import hardware
 from ovi_jax.aot import report
 
@@ -34,10 +36,17 @@ RESULTS = HERE / "results" / "scaling"
 DOCS = HERE.parent / "docs"
 # Document -> the tables in it.
 DOCUMENTS: Mapping[pathlib.Path, Sequence[str]] = {
-  DOCS / "explanation" / "scaling.md": ("reports", "commands"),
+  DOCS / "explanation" / "scaling.md": (
+    "reports",
+    "bound",
+    "collectives",
+    "days",
+    "commands",
+  ),
   DOCS / "lab_notebook.md": ("tried",),
 }
 STEPS = 50  # of a sampled clip
+TRAIN_STEPS: Any = fusion.get_config().num_train_steps
 GIB = 2**30
 
 
@@ -222,6 +231,87 @@ def table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
   return "\n".join(lines) + "\n"
 
 
+def bound(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """What the first programs are bound by, as a sentence."""
+  others = []
+  for name, (first, *_) in reports.items():
+    if first["peak_memory"] is None or first["bound_by"] == "compute":
+      continue
+    times = first["roofline_seconds"]
+    others.append(
+      f"`{name}` ({first['bound_by'].upper()} {times[first['bound_by']]:.2f},"
+      f" compute {times['compute']:.2f} s)"
+    )
+  text = "At peak, all rows are bound by compute"
+  return text + (f", except {', '.join(others)}.\n" if others else ".\n")
+
+
+def collectives(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """A row for each first program that says which collectives overlap."""
+  lines = [
+    "| | flags profile | GB sent by a chip, synchronous, asynchronous |"
+    " all-gather | all-reduce | reduce-scatter | all-to-all | collectives,"
+    " synchronous, asynchronous | exposed ICI seconds |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for name, (first, *_) in reports.items():
+    if not first.get("collective_counts") or not first["collective_bytes"]:
+      continue
+    sent, hidden = first["collective_bytes"], first["async_bytes"]
+    kinds = ("", "all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+    counts = first["collective_counts"]
+    row = [
+      name,
+      _profile(first),
+      *(_gigabytes(sent, hidden, kind) for kind in kinds),
+      f"{counts['sync']:,}, {counts['async']:,}",
+      f"{first['exposed_ici_seconds']:.2f} of"
+      f" {first['roofline_seconds']['ici']:.2f}",
+    ]
+    lines.append("| " + " | ".join(row) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def _gigabytes(
+  sent: Mapping[str, float], hidden: Mapping[str, float], kind: str
+) -> str:
+  """Of a kind of collective, or of all: synchronous and asynchronous."""
+  total, overlapped = (
+    sum(size for name, size in sizes.items() if name.startswith(kind)) / 1e9
+    for sizes in (sent, hidden)
+  )
+  return f"{total - overlapped:.1f}, {overlapped:.1f}"
+
+
+def _profile(program: Mapping[str, Any]) -> str:
+  """The profile whose flags a program was compiled with."""
+  found = [
+    row["profile"]
+    for row in flag_profiles.table()
+    if row["flags"] == program["flags"]
+    and row["device_kind"] == program["device_kind"]
+  ]
+  return found[0] if found else flag_profiles.NONE
+
+
+def days(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """A row for each training step of the config's batch: time of all steps."""
+  lines = [
+    f"| | chips | days for {TRAIN_STEPS:,} steps at"
+    f" {100 * report.USUAL_MFU:.0f} % MFU (estimate) | chip-hours |",
+    "|---|---|---|---|",
+  ]
+  for name, (first, *_) in reports.items():
+    if not name.startswith("train_") or first["peak_memory"] is None:
+      continue
+    hours = TRAIN_STEPS * _mfu_seconds(first) / 3600
+    chips = first["num_devices"]
+    row = [name, f"{chips} {first['device_kind']}"]
+    row += [f"{hours / 24:.1f}", f"{hours * chips:,.0f}"]
+    lines.append("| " + " | ".join(row) + " |")
+  return "\n".join(lines) + "\n"
+
+
 def _roofline(program: Mapping[str, Any]) -> str:
   times = program["roofline_seconds"]
   exposed = program.get("exposed_ici_seconds", times["ici"])
@@ -284,20 +374,23 @@ def main() -> None:
     if (RESULTS / f"{name}.json").exists()
   }
   chosen, tried = (
-    table({n: r for n, r in found.items() if n.endswith(TRIED) == wanted})
+    {n: r for n, r in found.items() if n.endswith(TRIED) == wanted}
     for wanted in (False, True)
   )
   commands = [printed(name) for name in found]
   parts = {
-    "reports": chosen,
-    "tried": tried,
+    "reports": table(chosen),
+    "bound": bound(chosen),
+    "collectives": collectives(chosen),
+    "days": days(chosen),
+    "tried": table(tried),
     "commands": "\n".join(["```", *commands, "```", ""]),
   }
   for document, names in DOCUMENTS.items():
     own = {name: parts[name] for name in names}
     with files.atomic_path(document) as temporary:
       temporary.write_text(filled(document.read_text("utf-8"), own), "utf-8")
-  print(chosen, tried, sep="\n", end="")
+  print(parts["reports"], parts["tried"], sep="\n", end="")
 
 
 if __name__ == "__main__":

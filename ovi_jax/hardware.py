@@ -48,4 +48,5 @@ CHIPS: Mapping[str, Chip] = {
   "NVIDIA H100 80GB HBM3": Chip(989.4, 80, 3350),
   "NVIDIA H100 PCIe": Chip(756, 80, 2000),
   "NVIDIA H200": Chip(989.4, 141, 4800),
+  "NVIDIA B200": Chip(2250, 179, 8000),
 }

@@ -1,4 +1,4 @@
-"""Profiles of compiler flags: the table, the environment, known to libtpu."""
+"""Profiles of compiler flags: the table, the environment; XLA knows them."""
 
 import os
 import subprocess
@@ -24,6 +24,27 @@ def test_every_profile_has_flags_for_every_job():
     jobs.setdefault(row["profile"], []).append(row["job"])
   assert set(topology.KNOWN) <= set(jobs)
   assert all(sorted(found) == sorted(JOBS) for found in jobs.values())
+
+
+def test_xla_knows_the_flags_of_gpus():
+  """Without a GPU too: it ends the process at a flag that it does not know."""
+  rows = [r for r in flag_profiles.table() if r["variable"] == "XLA_FLAGS"]
+  assert {row["device_kind"].split()[0] for row in rows} == {"NVIDIA"}
+  flags = {f"--{n}={v}" for row in rows for n, v in row["flags"].items()}
+
+  def run(words):
+    given = {"XLA_FLAGS": " ".join(sorted(words)), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+      [sys.executable, "-c", "import jax; jax.devices()"],
+      env=child_env.environment() | given,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  done = run(flags)
+  assert done.returncode == 0, done.stderr
+  assert run(flags | {"--xla_gpu_nonsense=true"}).returncode != 0
 
 
 def test_flags_are_put_before_those_of_the_environment(monkeypatch):

@@ -41,6 +41,10 @@ _NO_TRAFFIC = frozenset(
 )  # fmt: skip
 
 
+# Memory for results that other instructions write.
+_ALLOCATION = 'custom_call_target="AllocateBuffer"'
+
+
 @dataclasses.dataclass(frozen=True)
 class Costs:
   """Costs of one device.
@@ -159,7 +163,7 @@ def count(program: hlo.Program) -> Costs:
         collective_bytes=_collective_bytes(kind, where, each), sync_count=1
       )
       costs += sent if kind == each.opcode else sent.overlapped()
-    if not inside and each.opcode not in _NO_TRAFFIC:
+    if not inside and _has_traffic(each):
       moved = _bytes_accessed(program, where, each)
       if _is_kernel(each):
         moved += _reread_bytes(where, each)
@@ -170,6 +174,10 @@ def count(program: hlo.Program) -> Costs:
 
 
 _LOOP = ("body", "condition")
+
+
+def _has_traffic(each: hlo.Instruction) -> bool:
+  return each.opcode not in _NO_TRAFFIC and _ALLOCATION not in each.text
 
 
 def _channels(program: hlo.Program, each: hlo.Instruction) -> frozenset[str]:
@@ -341,10 +349,40 @@ def _bytes_accessed(
       size = size if part is None else min(size, part)
     read += size
   if each.opcode == "fusion" and called is not None:
-    root = called.instructions[-1]
-    if root.opcode == "dynamic-update-slice":
-      written = called.operand(root, 1).bytes  # in place
+    written = _fusion_written_bytes(program, called, each)
   return read + written
+
+
+def _fusion_written_bytes(
+  program: hlo.Program, called: hlo.Computation, each: hlo.Instruction
+) -> float:
+  """Bytes that a fusion writes; of an updated slice, only the slice."""
+  root = called.instructions[-1]
+  if root.opcode != "tuple" or len(root.operands) != len(each.results):
+    made = [root]
+  else:
+    made = [called.by_name[name] for name in root.operands]
+  if len(made) != len(each.results):
+    return float(sum(a.bytes for a in each.results if a.in_hbm))
+  return sum(
+    _updated_bytes(program, called, part)
+    for part, result in zip(made, each.results)
+    if result.in_hbm
+  )
+
+
+def _updated_bytes(
+  program: hlo.Program, where: hlo.Computation, each: hlo.Instruction
+) -> float:
+  """Bytes of a result of a fusion that are new: all, or an updated slice."""
+  if each.opcode == "dynamic-update-slice":
+    return float(where.operand(each, 1).bytes)  # in place
+  if each.opcode == "bitcast":
+    return _updated_bytes(program, where, where.by_name[each.operands[0]])
+  if each.opcode == "fusion" and len(each.results) == 1:
+    inner = program.computations[each.called("calls")]
+    return _updated_bytes(program, inner, inner.instructions[-1])
+  return float(each.bytes)
 
 
 def _sliced_bytes(

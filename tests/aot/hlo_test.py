@@ -224,6 +224,43 @@ ENTRY %main (a: s8[30,64,128], i: s32[]) -> bf16[1,64,128] {
   assert costs.count(hlo.parse(text)).bytes_accessed == of_slice + result
 
 
+def test_a_slice_that_a_fusion_writes_counts_the_slice_only():
+  """As a scan saves an array: the slice, and the array for what follows."""
+  text = """HloModule a
+
+%part (p: bf16[30,4,8], q: bf16[4,8], i: s32[]) -> (bf16[30,4,8], bf16[4,8]) {
+  %p = bf16[30,4,8]{2,1,0} parameter(0)
+  %q = bf16[4,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %twice = bf16[4,8]{1,0} add(%q, %q)
+  %row = bf16[1,4,8]{2,1,0} bitcast(%twice)
+  %put = bf16[30,4,8]{2,1,0} dynamic-update-slice(%p, %row, %i, %i, %i)
+  ROOT %t = (bf16[30,4,8]{2,1,0}, bf16[4,8]{1,0}) tuple(%put, %twice)
+}
+
+ENTRY %main (q: bf16[4,8], i: s32[]) -> (bf16[30,4,8], bf16[4,8]) {
+  %q = bf16[4,8]{1,0} parameter(0)
+  %i = s32[]{:S(2)} parameter(1)
+  %saved = bf16[30,4,8]{2,1,0} custom-call(), \
+custom_call_target="AllocateBuffer"
+  ROOT %f = (bf16[30,4,8]{2,1,0}, bf16[4,8]{1,0}) fusion(%saved, %q, %i), \
+kind=kLoop, calls=%part
+}
+"""
+  one = 4 * 8 * 2
+  assert costs.count(hlo.parse(text)).bytes_accessed == one + 2 * one
+  # The second one stays on the chip.
+  near = text.replace("bf16[4,8]{1,0}) fusion", "bf16[4,8]{1,0:S(1)}) fusion")
+  assert costs.count(hlo.parse(near)).bytes_accessed == one + one
+  alone = text.replace(
+    "(bf16[30,4,8]{2,1,0}, bf16[4,8]{1,0}) fusion", "bf16[30,4,8]{2,1,0} fusion"
+  ).replace(
+    "ROOT %t = (bf16[30,4,8]{2,1,0}, bf16[4,8]{1,0}) tuple(%put, %twice)",
+    "ROOT %t = bf16[30,4,8]{2,1,0} bitcast(%put)",
+  )
+  assert costs.count(hlo.parse(alone)).bytes_accessed == one + one
+
+
 def test_on_chip_memory_is_no_hbm_traffic():
   on_chip, main = hlo.arrays("(bf16[8,8]{1,0:T(8,128)S(1)}, f32[3]{0})")
   assert not on_chip.in_hbm and main.in_hbm

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import scaling
+from ovi_jax import flag_profiles
 
 STEP = {
   "program": "guided step of 64x96, 7 latent frames",
@@ -46,6 +47,44 @@ def test_reports_without_versions_are_marked_as_older():
   del old["exposed_ici_seconds"]
   ((name, *_, times, _, _, _),) = cells(train=[old])
   assert name == "train †" and times == "0.50, 1.00, 0.25 (0.25)"
+
+
+def test_rows_that_compute_does_not_bound_are_named():
+  fast = STEP | {"bound_by": "compute"}
+  text = scaling.bound({"a": [fast], "b": [STEP, DECODING], "c": [fast]})
+  assert text.endswith("compute, except `b` (HBM 1.00, compute 0.50 s).\n")
+  assert scaling.bound({"a": [fast]}).endswith("by compute.\n")
+
+
+def test_collectives_are_split_into_synchronous_and_asynchronous():
+  profile = flag_profiles.flags_of("v5p", "train")
+  sent = {"all-gather over fsdp": 6e9, "all-reduce over fsdp": 2e9}
+  step = STEP | {
+    "collective_bytes": sent,
+    "async_bytes": {"all-gather over fsdp": 5e9},
+    "collective_counts": {"sync": 1200, "async": 34},
+    "flags": profile,
+  }
+  alone = step | {"collective_bytes": {}}
+  head, _, row = scaling.collectives(
+    {"old": [STEP], "one": [alone], "train": [step]}
+  ).splitlines()
+  assert row.count("|") == head.count("|")
+  assert row == (
+    "| train | v5p | 3.0, 5.0 | 1.0, 5.0 | 2.0, 0.0 | 0.0, 0.0 | 0.0, 0.0 |"
+    " 1,200, 34 | 0.10 of 0.25 |"
+  )
+
+
+def test_all_training_steps_take_days():
+  """40,000 steps of 2.5 s on 4 chips."""
+  *_, row = scaling.days({"sample": [STEP], "train_a": [STEP]}).splitlines()
+  assert row == "| train_a | 4 TPU v5 | 1.2 | 111 |"
+
+
+def test_printed_commands_are_complete():
+  assert scaling.printed("train_v6e_256").endswith(" --workdir=reports")
+  assert scaling.printed("sample_960_v6e_1").endswith(" --out=reports")
 
 
 def test_programs_that_exceed_hbm_are_marked():
