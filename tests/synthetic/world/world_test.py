@@ -210,7 +210,9 @@ def test_two_balls_may_move_at_once():
   assert any(clip.frames_THWC is None for clip in clips) or any(
     clip.wave_A is None for clip in clips
   )
-  with pytest.raises(ValueError, match="one of clips, two_balls, sounds, got"):
+  with pytest.raises(
+    ValueError, match="one of clips, two_balls, sounds, voices"
+  ):
     worlds.World(what="films")
 
 

@@ -206,7 +206,7 @@ def test_timestep_bins_are_evaluated_at_their_centers():
   asked = []
 
   class Spy:
-    def apply(self, variables, x, t_BT, text, lengths, given_BT):
+    def apply(self, variables, x, t_BT, text, lengths, given_BT, references):
       jax.debug.callback(lambda t: asked.append(float(t)), t_BT.audio[0, 0])
       return jax.tree.map(jnp.zeros_like, x)
 
