@@ -94,7 +94,7 @@ def test_the_page_offers_words_that_the_small_ovi_knows(engine):
     *({}, {"num_steps": 12}, {"num_steps": 6}),
   ]
   assert about["loras"] == []
-  assert about["weights"] == "small Ovi, about 64x64 pixels, 5.0 s"
+  assert about["weights"] == "small Ovi: 64x64 pixels by default, 5.0 s"
   assert len(about["examples"]) == 6
   json.dumps(about)
 
