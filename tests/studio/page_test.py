@@ -160,7 +160,7 @@ def test_a_clip_is_made_again_with_its_settings_and_another_seed(
   assert (made["seed"], made["num_steps"]) == (2, 3)
   assert job.request.prompt == PROMPT
   assert job.request.settings["solver"] == "euler"
-  with pytest.raises(ValueError, match="given files"):
+  with pytest.raises(ValueError, match="files or LoRAs"):
     functions.again({"name": "given.mp4", "seed": 2})
   for strange in (None, {}, {"name": "none.mp4"}, {"name": 3}):
     with pytest.raises(ValueError, match="no such clip"):
