@@ -258,8 +258,8 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ("<s 2>a</s>", "<s 2> (character 1) is not a tag"),
     ('{"video": "a", "audio": "b"}', "the prompt is JSON"),
     ("```json\n[{'prompt' : 'a'}]```", "the prompt is JSON"),
-    ("A man. (Audio: rain) He sits.", "Audio: (character 9) stands in bra"),
-    ('A man. "Audio: off" it says.', "Audio: (character 9) stands in bra"),
+    ("A man. (Audio: rain) He sits.", "Audio: (character 9) is in bra"),
+    ('A man. "Audio: off" it says.', "Audio: (character 9) is in bra"),
   ],
 )
 def test_ambiguous_tags_are_kept_and_noted(raw, note, variant):
