@@ -479,7 +479,7 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
     # Three audio latents, but none of video.
     (
       {"video": "clip.mp4", "keep": "0-1,0.5-0.6"},
-      "0.5-0.6 .* of video; widen it to 0.34 s",
+      "0.5-0.6 .* for video; use at least 0.34 s",
     ),
     (
       {"video": "clip.mp4", "keep": "0-0.3,0.9-0.92", "audio": "tone.wav"},
