@@ -487,7 +487,7 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
     ),
     (
       {"audio": "tone.wav", "keep": "0-1,1-1.03"},
-      "1-1.03 .* of audio; widen it to 0.07",
+      "1-1.03 .* for audio; use at least 0.07",
     ),
     (
       {"video": "clip.mp4", "keep_audio_until": 0.03},
