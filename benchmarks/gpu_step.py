@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
   dtype = jnp.dtype(jnp.bfloat16)
   devices = jax.devices()
   backend = attention.resolve(
-    FLAGS.attention, cli.platform(), dtype, config.video.head_size
+    FLAGS.attention, cli.platform(), dtype, config.video.head_dim
   )
   best = matmul.peak(dtype, 256 if FLAGS.small else 8192) * len(devices)
   figures: dict[str, Any] = {

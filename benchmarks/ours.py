@@ -57,7 +57,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   )
   params = parameters("fusion", config, fusion_names.rows(config))
   backend = attention.resolve(
-    "auto", cli.platform(), jnp.dtype("f4"), config.video.head_size
+    "auto", cli.platform(), jnp.dtype("f4"), config.video.head_dim
   )
   model = denoiser.denoiser_model(config, jnp.dtype("f4"), backend, 1)
   noise = AV(*(case.input(n)[None] for n in AV._fields))

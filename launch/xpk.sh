@@ -11,9 +11,10 @@ TPU_TYPE=v6e-256
 SLICES=1
 WORKLOAD=ovi-train
 
-# Exit codes: 75 interrupted, 76 a step exceeded its time
-# limit, 1 an error. xpk restarts after 75 and 76 and after signals, up to
-# --max-restarts times.
+# Exit codes: 75 interrupted (a checkpoint was saved unless the grace period
+# expired), 76 a step exceeded its time limit, 1 an error. xpk restarts after 75
+# and 76 and after signals, up to --max-restarts times. Processes that survive the
+# loss of another host may return 1; then restart the workload by hand.
 xpk workload create "$@" \
   --project="$PROJECT" --zone="$ZONE" --cluster="$CLUSTER" \
   --workload="$WORKLOAD" --docker-image="$IMAGE" \

@@ -166,8 +166,8 @@ def unreadable(text: Any) -> str:
     return f"must be text, got {type(text).__name__}"
   if len(text) > MAX_CHARACTERS:
     return (
-      f"has {len(text)} characters, at most {MAX_CHARACTERS} are read; a few"
-      " hundred say what the model can follow"
+      f"has {len(text)} characters; the limit is {MAX_CHARACTERS}. Shorten it"
+      " to a few hundred"
     )
   if strange := _UNREADABLE.search(text):
     return (
@@ -366,7 +366,7 @@ def format_for(
   cleaned = _cleaned(prompt)
   text, reading = cleaned.text, _read(cleaned)
   if reading.problems:
-    left = "the prompt's tags are left as they are"
+    left = "the prompt is used unchanged"
     return prompt, (
       *_few([*reading.problems, *_lookalike_notes(text)]),
       left,
@@ -384,8 +384,9 @@ def format_for(
   parts = _same(reading.parts, formatted, variant.audio_tag)
   if parts is None:
     return prompt, (
-      f"the prompt's tags are left as they are: rewriting them for"
-      f" {variant.name} would change what stands beside them",
+      f"the prompt is used unchanged: the sound tag cannot be converted for"
+      f" {variant.name} without changing other text. Write the sound last, as"
+      f" {wanted}",
       *tag_notes(text),
       *_program_text(text),
     )
@@ -537,8 +538,8 @@ def _with_line(reading: _Reading, cleaned: _Cleaned) -> _Reading:
     after = reading.parts[i + 1]
     return _Reading(
       problems=(
-        f"{at} stands before {_at(after.tag, after.start - len(after.tag))},"
-        " and all that follows it describes the sound; write it last",
+        f"{at} must be the last part of the prompt: everything after it, also"
+        f" {_at(after.tag, after.start - len(after.tag))}, is read as sound",
       )
     )
   head, end = part.text[: label.start()], len(part.text)
@@ -749,10 +750,11 @@ def _hints(parts: Sequence[Part]) -> Iterator[str]:
         continue
       where = ""
       if _is_enclosed(part.text, label):
-        where = " stands in brackets or quotation marks and"
+        where = " is in brackets or quotation marks and"
       yield (
         f"{_at(label[0], part.start + label.start())}{where} is read as plain"
-        f" text; a sound's description begins a sentence, with {SOUND_LINE}"
+        f" text; begin the sound's description with {SOUND_LINE} at the start"
+        " of a sentence"
       )
 
 

@@ -39,14 +39,13 @@ TRAINING = [
   HOW_TO / "own_clips.md",  # tests/data/from_files_test.py
   HOW_TO / "train.md",
 ]
-PODS = [HOW_TO / "pods.md"]
 LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
 
 
 def test_every_command_of_the_guides_is_run_or_has_a_reason_not_to_be():
   run = {
     command
-    for page in (*SAMPLING, *TRAINING, *PODS)
+    for page in (*SAMPLING, *TRAINING)
     for _, command in doc_commands.commands(page)
   }
   for page in doc_commands.guides():
@@ -61,12 +60,6 @@ def test_every_command_of_the_guides_is_run_or_has_a_reason_not_to_be():
   )
   for pattern in (*doc_commands.NOT_RUN, *doc_commands.RUN_ALONE):
     assert re.search(pattern, all_of_them, re.MULTILINE), pattern
-
-
-def test_the_manifests_of_the_guide_to_pods_can_be_printed(tmp_path):
-  doc_commands.repository(tmp_path)
-  done = doc_commands.run_pages(PODS, tmp_path)
-  assert len(done) == 1 and "train_tpu.yaml" in done[0]
 
 
 def test_fields_that_commands_set_exist():

@@ -209,7 +209,7 @@ def test_angle_brackets_that_are_no_label_stay():
   raw = "A dog. <Audio: wind> He smiles."
   for variant in (TAGGED, LINED):
     formatted, (note,) = prompt.format_for(raw, variant)
-    assert formatted == raw and "stands in brackets" in note
+    assert formatted == raw and "is in brackets" in note
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,10 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ("<S>a Audio: b", "<S> (character 1) has no <E>"),
     ("<AUDCAP>a <S>b<E><ENDAUDCAP>", "<AUDCAP> (character 1) has no"),
     ("<S>a <AUDCAP>b<ENDAUDCAP><E>", "<S> (character 1) has no"),
-    ("Audio: wind. She says\n<S>a<E>", "Audio: (character 1) stands before"),
+    (
+      "Audio: wind. She says\n<S>a<E>",
+      "Audio: (character 1) must be the last part",
+    ),
     ("<s>a", "<s> (character 1) is not a tag"),
     ("<S>the <s> key<E>", "<s> (character 8) is not a tag"),
     ("<AUDIO>a</AUDIO>", "<AUDIO> (character 1) is not a tag"),
@@ -255,8 +258,8 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ("<s 2>a</s>", "<s 2> (character 1) is not a tag"),
     ('{"video": "a", "audio": "b"}', "the prompt is JSON"),
     ("```json\n[{'prompt' : 'a'}]```", "the prompt is JSON"),
-    ("A man. (Audio: rain) He sits.", "Audio: (character 9) stands in bra"),
-    ('A man. "Audio: off" it says.', "Audio: (character 9) stands in bra"),
+    ("A man. (Audio: rain) He sits.", "Audio: (character 9) is in bra"),
+    ('A man. "Audio: off" it says.', "Audio: (character 9) is in bra"),
   ],
 )
 def test_ambiguous_tags_are_kept_and_noted(raw, note, variant):
@@ -285,7 +288,7 @@ def test_a_quoted_label_is_plain_text_with_one_note(raw, at, variant):
   ours, (note,) = prompt.format_for(raw, variant)
   assert ours == raw
   assert note.startswith(
-    f"Audio: (character {at}) stands in brackets or quotation marks and is"
+    f"Audio: (character {at}) is in brackets or quotation marks and is"
     " read as plain text"
   )
 
@@ -626,7 +629,7 @@ def test_marks_beside_a_tagged_sound_stay_outside_it(before, sound, after):
   hypothesis.assume(prompt.format_for(tagged, TAGGED)[0] == tagged)
   lined, notes = prompt.format_for(tagged, LINED)
   if lined == tagged:  # `the Audio: wind` would be text
-    assert notes[0].startswith("the prompt's tags are left as they are")
+    assert notes[0].startswith("the prompt is used unchanged")
     return
   back, _ = prompt.format_for(lined, TAGGED)
   assert _words_and_sound(tagged)[1] == [sound]

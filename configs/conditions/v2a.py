@@ -3,8 +3,8 @@
   python train.py --config=configs/conditions/v2a.py:BASE --workdir=DIR
 
 BASE is the config of a stage with both towers, such as `fusion`, `small` or
-`fine_tune:WEIGHTS`; without it, `fusion`. The shares are ours and have not been
-tried at full size.
+`fine_tune:WEIGHTS`; without it, `fusion`. The probabilities are ours and have
+not been tried at full size.
 """
 
 import ml_collections

@@ -18,13 +18,14 @@ from . import client as clients
 URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "OVI_STUDIO_API_KEY"
 POLL = 0.25  # seconds
-RECOMMENDED = "0 or -1 is what the weights recommend."
+RECOMMENDED = "0 (steps) or -1 (guidance): the default of the weights."
 _SECONDS = {
   "default": 0.0,
   "min": 0.0,
   "max": 300.0,
   "step": 0.1,
-  "tooltip": "Length, or what follows `extend`; 0 is what the weights make.",
+  "tooltip": "Length in seconds; with `extend`, of the new part. 0: the default"
+  " of the weights.",
 }
 
 
@@ -73,14 +74,17 @@ class OviVideo:
           "FLOAT",
           {"default": -1.0, "min": -1.0, "max": 100.0, "tooltip": RECOMMENDED},
         ),
-        "url": ("STRING", {"default": URL, "tooltip": "Of the service."}),
+        "url": (
+          "STRING",
+          {"default": URL, "tooltip": "Address of the ovi_jax service."},
+        ),
       },
       "optional": {
         "first_image": ("IMAGE",),
         "last_image": ("IMAGE",),
-        "video": ("VIDEO", {"tooltip": "Is given a new sound."}),
-        "audio": ("AUDIO", {"tooltip": "Is given a picture."}),
-        "extend": ("VIDEO", {"tooltip": "Is continued."}),
+        "video": ("VIDEO", {"tooltip": "A sound is generated for this video."}),
+        "audio": ("AUDIO", {"tooltip": "A video is generated for this sound."}),
+        "extend": ("VIDEO", {"tooltip": "Video to continue."}),
         "seconds": ("FLOAT", _SECONDS),
         "generate": (
           ["both", "video"],
@@ -88,9 +92,19 @@ class OviVideo:
         ),
         "keep": (
           "STRING",
-          {"default": "", "tooltip": "Seconds that stay, such as 0-2,4-5."},
+          {
+            "default": "",
+            "tooltip": "Intervals in seconds to keep, such as 0-2,4-5.",
+          },
         ),
-        "negative_prompt": ("STRING", {"default": "", "multiline": True}),
+        "negative_prompt": (
+          "STRING",
+          {
+            "default": "",
+            "multiline": True,
+            "tooltip": "Empty: the default of the weights.",
+          },
+        ),
         "lora": ("OVI_LORA",),
       },
     }
@@ -161,7 +175,10 @@ class OviSound:
       "required": {name: inputs["required"][name] for name in required},
       "optional": {
         **{name: inputs["optional"][name] for name in optional},
-        "audio": ("AUDIO", {"tooltip": "Is continued or filled, see keep."}),
+        "audio": (
+          "AUDIO",
+          {"tooltip": "Sound to continue or to fill in, see keep."},
+        ),
       },
     }
 

@@ -67,7 +67,7 @@ BACKENDS: Mapping[str, Backend] = {
 
 
 def resolve(
-  backend: str, platform: str, dtype: jnp.dtype, head_size: int
+  backend: str, platform: str, dtype: jnp.dtype, head_dim: int
 ) -> str:
   """Resolve the name of a backend for a platform.
 
@@ -75,7 +75,7 @@ def resolve(
     backend: "auto" or a key of `BACKENDS`.
     platform: see `cli.platform`.
     dtype: compute dtype.
-    head_size: K of every attention.
+    head_dim: K of every attention.
 
   Returns:
     A key of `BACKENDS`. "auto" takes the entry of `PLATFORM_BACKEND`, or "xla"
@@ -92,9 +92,9 @@ def resolve(
   fits = {
     "cudnn": platform == "cuda"
     and dtype.itemsize == 2
-    and head_size % 8 == 0
-    and head_size <= 128,
-    "splash": platform in ("tpu", "cpu") and head_size % splash.LANES == 0,
+    and head_dim % 8 == 0
+    and head_dim <= 128,
+    "splash": platform in ("tpu", "cpu") and head_dim % splash.LANES == 0,
   }
   needs = {
     "cudnn": "an NVIDIA GPU (Ampere or newer), bfloat16 and heads up to 128",
@@ -103,7 +103,7 @@ def resolve(
   if not fits.get(backend, True):
     raise ValueError(
       f"attention {backend} needs {needs[backend]}, got {platform}, {dtype},"
-      f" {head_size}; choose auto"
+      f" {head_dim}; choose auto"
     )
   if backend != "auto":
     return backend

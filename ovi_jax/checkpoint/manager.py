@@ -58,9 +58,10 @@ class Restored(reader.CheckpointInfo):
       return self.iterators[jax.process_index()]
     if any(each != self.iterators[0] for each in self.iterators):
       raise ValueError(
-        f"the checkpoint of step {self.step} holds other input states of each"
-        f" of {len(self.iterators)} processes, this run has"
-        f" {jax.process_count()}; restart with as many"
+        "the data loader states of the"
+        f" {len(self.iterators)} processes in checkpoint {self.step} differ, so"
+        f" it can only be resumed with {len(self.iterators)} processes (now"
+        f" {jax.process_count()})"
       )
     return self.iterators[0]
 

@@ -131,7 +131,7 @@ def record_changes(
   changes: Mapping[str, tuple[Any, Any]],
   step: int,
 ) -> list[str]:
-  """Write a resumed run's config, and add its changes to the journal.
+  """Write a resumed run's config, and add its changes to `config_changes.json`.
 
   Args:
     workdir: directory of the run.
@@ -154,18 +154,20 @@ def record_changes(
     }
 
     def write() -> None:
-      add_to_journal(workdir, entry)
+      add_config_change(workdir, entry)
       _write(storage.path(workdir) / CONFIG, _as_json(config))
 
     distributed.broadcast(write)
   return lines
 
 
-def add_to_journal(workdir: epath.PathLike, entry: Mapping[str, Any]) -> None:
-  """Add an entry with its `step` to the journal of a run.
+def add_config_change(
+  workdir: epath.PathLike, entry: Mapping[str, Any]
+) -> None:
+  """Add an entry with its `step` to `config_changes.json` of a run.
 
   Raises:
-    ValueError: the journal is damaged.
+    ValueError: `config_changes.json` is damaged.
   """
   path, entries = storage.path(workdir) / CHANGES, []
   if storage.exists(path):

@@ -67,7 +67,7 @@ class DiTConfig:
     }
     if small := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
       raise ValueError(f"sizes must be at least 1, got {', '.join(small)}")
-    if self.hidden_dim % self.num_heads or self.head_size % 2:
+    if self.hidden_dim % self.num_heads or self.head_dim % 2:
       raise ValueError(
         f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads"
         f" {self.num_heads}"
@@ -80,7 +80,7 @@ class DiTConfig:
       )
 
   @property
-  def head_size(self) -> int:
+  def head_dim(self) -> int:
     return self.hidden_dim // self.num_heads
 
   @property

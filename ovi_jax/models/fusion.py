@@ -65,20 +65,21 @@ class Conditions(NamedTuple):
   rotary: AV[rope.Rotary]
 
 
-class MapQuery(NamedTuple):
+class AttentionMapSpec(NamedTuple):
   """Reduction of the cross-attention maps between the towers, in float32.
 
   Full maps, [blocks, heads, L, S] for each tower, would need gigabytes. Kept
-  are a weighted sum over heads and, per head, the attention mass inside `near`.
+  are a weighted sum over heads and, per head, the attention mass inside
+  `alignment_mask`.
 
   Attributes:
     heads: weights [G, N] of the heads of every block in the sum.
-    near: alignment mask, [L, S] for video and [S, L] for audio: 1 where the
-      attention mass is summed, else 0.
+    alignment_mask: [L, S] for video and [S, L] for audio: 1 where the attention
+      mass is summed, else 0.
   """
 
   heads: AV[jax.Array]
-  near: AV[jax.Array]
+  alignment_mask: AV[jax.Array]
 
   def reduce(
     self, name: str, map_BNLS: jax.Array
@@ -90,13 +91,13 @@ class MapQuery(NamedTuple):
 
     Returns:
       The weighted sum over heads [B, L, S], and the attention mass inside
-      `near` of each head [B, N].
+      `alignment_mask` of each head [B, N].
     """
-    near_LS = getattr(self.near, name)
-    rows, columns = near_LS.shape
+    alignment_LS = getattr(self.alignment_mask, name)
+    rows, columns = alignment_LS.shape
     map_BNLS = map_BNLS[:, :, :rows, :columns]
     mean_BLS = jnp.einsum("BNLS,N->BLS", map_BNLS, getattr(self.heads, name))
-    return mean_BLS, jnp.einsum("BNLS,LS->BNL", map_BNLS, near_LS).mean(-1)
+    return mean_BLS, jnp.einsum("BNLS,LS->BNL", map_BNLS, alignment_LS).mean(-1)
 
 
 class FusionBlock(nn.Module):
@@ -137,7 +138,7 @@ class FusionBlock(nn.Module):
     text: AV[jax.Array] | AV[block.KV],
     rotary: AV[rope.Rotary],
     counts: AV[jax.Array | int],
-    watch: MapQuery | None = None,
+    map_spec: AttentionMapSpec | None = None,
   ) -> tuple[AV[jax.Array], AV[Any]]:
     """Apply one block of every tower.
 
@@ -147,8 +148,8 @@ class FusionBlock(nn.Module):
       text: context_BSD, or its keys and values from `text_kv`.
       rotary: rotary tables.
       counts: number of valid tokens of each tower, `None` for all.
-      watch: reduction of the attention maps between the towers; `None` computes
-        no maps.
+      map_spec: reduction of the attention maps between the towers; `None`
+        computes no maps.
 
     Returns:
       tokens_BLD, and the reduced maps of each tower.
@@ -173,10 +174,10 @@ class FusionBlock(nn.Module):
         attended.other(name),
         rotary.other(name),
         counts.other(name),
-        watch is not None,
+        map_spec is not None,
       )
-      if watch is not None and probs is not None:
-        maps[name] = watch.reduce(name, probs)
+      if map_spec is not None and probs is not None:
+        maps[name] = map_spec.reduce(name, probs)
       out[name] = self.block_of(name).mlp(x, getattr(modulations, name)[1])
     return AV(**out), AV(**maps)
 
@@ -265,7 +266,7 @@ class FusionDiT(nn.Module):
       found = getattr(references, name)
       table = rope.table(
         config.grid(x.shape),
-        config.head_size,
+        config.head_dim,
         config.rope_scale,
         0 if found is None else found.latents_BRC.shape[1],
       )
@@ -362,7 +363,7 @@ class FusionDiT(nn.Module):
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
-    watch: MapQuery,
+    map_spec: AttentionMapSpec,
     given_BT: AV[jax.Array | None] = _ALL,
     references: AV[reference_lib.Reference | None] = _ALL,
   ) -> tuple[AV[jax.Array], AV[jax.Array]]:
@@ -372,14 +373,15 @@ class FusionDiT(nn.Module):
       latents: as for a call, of both modalities.
       t_BT: as for a call.
       text: as for a call.
-      watch: the reduction.
+      map_spec: the reduction.
       given_BT: as for a call.
       references: as for a call; the maps leave them out.
 
     Returns:
       Video [B, L, S] and audio [B, S, L]: the attention of the tokens of each
       tower over those of the other, summed over blocks and heads with weights;
-      and for each head [G, B, N] the attention mass inside `near`, all float32.
+      and for each head [G, B, N] the attention mass inside `alignment_mask`,
+      all float32.
     """
     _, _, found = self._run_blocks(
       latents,
@@ -387,7 +389,7 @@ class FusionDiT(nn.Module):
       text,
       given_BT=given_BT,
       references=references,
-      watch=watch,
+      map_spec=map_spec,
     )
     maps, shares = (AV(*pair) for pair in zip(*found))
     return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), maps), shares
@@ -404,7 +406,7 @@ class FusionDiT(nn.Module):
     lengths: AV[jax.Array] | None = None,
     given_BT: AV[jax.Array | None] = _ALL,
     references: AV[reference_lib.Reference | None] = _ALL,
-    watch: MapQuery | None = None,
+    map_spec: AttentionMapSpec | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Run all blocks; returns tokens, time embeddings and reduced maps."""
     lengths = _ALL if lengths is None else lengths
@@ -430,7 +432,7 @@ class FusionDiT(nn.Module):
 
     def one(blocks, x, text_kv, block_mask_B, heads_N):
       prompt = context if text_kv is None else text_kv
-      query = None if watch is None else watch._replace(heads=heads_N)
+      query = None if map_spec is None else map_spec._replace(heads=heads_N)
       y, maps = blocks(x, times, prompt, rotary, counts, query)
       if block_mask_B is not None:
         keep = block_mask_B[:, None, None]
@@ -438,7 +440,7 @@ class FusionDiT(nn.Module):
       return y, maps
 
     text_kv = text.text if cached else None
-    heads = None if watch is None else watch.heads
+    heads = None if map_spec is None else map_spec.heads
     tokens, found = self._scan_blocks(
       one, AV(**tokens), text_kv, block_mask_GB, heads
     )

@@ -33,14 +33,14 @@ class Rotary(NamedTuple):
   sin_LK: jax.Array
 
 
-def head_split(head_size: int) -> tuple[int, int, int]:
+def head_split(head_dim: int) -> tuple[int, int, int]:
   """Split the pairs of a head over (time, row, column): 22, 21, 21 of 64.
 
   Args:
-    head_size: K, even.
+    head_dim: K, even.
   """
-  spatial = head_size // 6
-  return head_size // 2 - 2 * spatial, spatial, spatial
+  spatial = head_dim // 6
+  return head_dim // 2 - 2 * spatial, spatial, spatial
 
 
 def reference_start(scale: float) -> int:
@@ -79,7 +79,7 @@ def angles(
 
 def table(
   grid: tuple[int, ...],
-  head_size: int,
+  head_dim: int,
   scale: float = 1.0,
   reference: int = 0,
 ) -> Rotary:
@@ -88,7 +88,7 @@ def table(
   Args:
     grid: (frames, rows, columns) of video tokens, or (steps,) of audio tokens,
       without a reference.
-    head_size: K, even.
+    head_dim: K, even.
     scale: factor on the temporal frequencies.
     reference: audio latents of a reference behind the others.
 
@@ -101,7 +101,7 @@ def table(
   """
   if reference and len(grid) > 1:
     raise ValueError("a reference is of audio tokens, got a grid of video")
-  split = head_split(head_size)
+  split = head_split(head_dim)
   parts = []
   grid = tuple(n + reference * (axis == 0) for axis, n in enumerate(grid))
   for axis, pairs in enumerate(split):

@@ -73,9 +73,9 @@ class Maps(NamedTuple):
     """The share that falls on the same time, within some latent frames."""
     times = self.times
     S, T = times.audio.shape
-    near_ST = _near(S, T, frames)
-    audio = (times.audio * near_ST).sum(1).mean()
-    video = (times.video * near_ST.T).sum(1).mean()
+    alignment_ST = _near(S, T, frames)
+    audio = (times.audio * alignment_ST).sum(1).mean()
+    video = (times.video * alignment_ST.T).sum(1).mean()
     return AV(video=float(video), audio=float(audio))
 
 
@@ -105,13 +105,15 @@ def measure(
   """
   T, H, W = model.config.video.grid(latents.video.shape)
   S = latents.audio.shape[1]
-  near_ST = jnp.asarray(_near(S, T, NEAR), jnp.float32)
-  near_SL = jnp.repeat(near_ST, H * W, axis=1)
-  near = AV(video=near_SL.T, audio=near_SL)
+  alignment_ST = jnp.asarray(_near(S, T, NEAR), jnp.float32)
+  alignment_SL = jnp.repeat(alignment_ST, H * W, axis=1)
+  alignment_mask = AV(video=alignment_SL.T, audio=alignment_SL)
 
   def mean(weights: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
-    watch = fusion.MapQuery(jax.tree.map(jnp.asarray, weights), near)
-    given = params, latents, noise, text, clean_BT, references, watch
+    map_spec = fusion.AttentionMapSpec(
+      jax.tree.map(jnp.asarray, weights), alignment_mask
+    )
+    given = params, latents, noise, text, clean_BT, references, map_spec
     found = [_at_level(model, np.float32(level), *given) for level in LEVELS]
     return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
 
@@ -165,13 +167,13 @@ def named(heads: Heads, size: tuple[int, int]) -> np.ndarray:
   return weights / weights.sum()
 
 
-def sharpest(near_GN: np.ndarray) -> np.ndarray:
+def sharpest(alignment_GN: np.ndarray) -> np.ndarray:
   """Weights of the heads with the largest shares: equal, together 1."""
-  count = max(1, round(SHARPEST * near_GN.size))
-  chosen = np.argsort(-near_GN, axis=None, kind="stable")[:count]
-  weights = np.zeros(near_GN.size, np.float32)
+  count = max(1, round(SHARPEST * alignment_GN.size))
+  chosen = np.argsort(-alignment_GN, axis=None, kind="stable")[:count]
+  weights = np.zeros(alignment_GN.size, np.float32)
   weights[chosen] = 1 / count
-  return weights.reshape(near_GN.shape)
+  return weights.reshape(alignment_GN.shape)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -184,7 +186,7 @@ def _at_level(
   text: AV[jax.Array],
   clean_BT: AV[jax.Array | None],
   references: AV[Any],
-  watch: fusion.MapQuery,
+  map_spec: fusion.AttentionMapSpec,
 ) -> Any:
   """Maps and shares at one noise level, whole on every device."""
   sigma_BT = jnp.full((1, 1), level)
@@ -202,7 +204,7 @@ def _at_level(
     x,
     denoise.times(x, level * diffusion.TIME_SCALE),
     text,
-    watch,
+    map_spec,
     clean_BT,
     references,
     method="attention_maps",

@@ -141,9 +141,7 @@ class Conditions:
       problems.append("keep names intervals of a given video or audio: add one")
     if self.keep_audio_until is not None:
       if self.video is None:
-        problems.append(
-          "keep_audio_until is of the sound of a video: add video"
-        )
+        problems.append("keep_audio_until needs video")
       elif self.audio is not None:
         problems.append(
           "keep_audio_until and audio cannot be combined: they give sound from"
@@ -365,7 +363,7 @@ def latent_frames(seconds: float, longest: int) -> int:
   count = math.floor(seconds * geometry.FPS + 1e-3)
   if count < MIN_FRAMES:
     raise ValueError(
-      f"the given file lasts {seconds:.2f} s, a clip at least"
+      f"the file lasts {seconds:.2f} s; the shortest clip has"
       f" {MIN_FRAMES / geometry.FPS:.2f} s"
     )
   return geometry.latent_frames(count - (count - 1) % stride)
@@ -479,9 +477,9 @@ def check_masks(
         # Wherever an interval of two latents begins, it holds one.
         enough = 2 * (spans_T[-1, 1] - spans_T[-1, 0])
         raise ValueError(
-          f"keep: {interval[0]:g}-{interval[1]:g} holds no whole latent of"
-          f" {name}; widen it to {math.ceil(100 * enough) / 100:.2f} s, before"
-          f" the end of the clip at {spans_T[-1, 1]:.2f} s"
+          f"keep: {interval[0]:g}-{interval[1]:g} is too short for {name}; use"
+          f" at least {math.ceil(100 * enough) / 100:.2f} s, before the end of"
+          f" the clip at {spans_T[-1, 1]:.2f} s"
         )
   if conditions.audio is not None and given.audio is None:
     raise ValueError(
@@ -490,9 +488,10 @@ def check_masks(
     )
   until = conditions.keep_audio_until
   if until is not None and not _within(sound_spans, [(0.0, until)]).any():
+    shortest = math.ceil(100 * sound_spans[0, 1]) / 100
     raise ValueError(
-      f"keep_audio_until: {until:g} s are shorter than an audio latent,"
-      f" {sound_spans[0, 1]:.3f} s; give more, or leave it out"
+      f"keep_audio_until: {until:g} s is too short; use at least"
+      f" {shortest:.2f} s, or leave it out"
     )
   if (
     conditions.voice is not None
@@ -505,7 +504,7 @@ def check_masks(
   masks_of = given.present().values()
   if len(masks_of) == towers and all(mask_T.all() for mask_T in masks_of):
     raise ValueError(
-      "all of the clip is given, nothing is left to generate; give less"
+      "all of the clip is input and nothing is left to generate; keep less"
     )
 
 
@@ -577,7 +576,7 @@ def extended(
     )
   count = math.floor(seconds * geometry.FPS + 1e-3)
   if count < 1:
-    raise ValueError(f"extend: the file lasts {seconds:.2f} s, has no frame")
+    raise ValueError("extend: the file has no frames")
   possible = 1 + (count - 1) // geometry.VIDEO_STRIDES[0]
   return Extended(
     frames=count,

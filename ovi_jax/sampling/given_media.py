@@ -68,8 +68,8 @@ def inspect(conditions: conditions_lib.Conditions) -> Found:
         raise containers.DamagedError("it has no picture")
       if facts.unsupported:
         raise containers.DamagedError(
-          f"its colours are of an unknown kind ({facts.unsupported}); convert"
-          " it: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4"
+          f"unsupported colour format ({facts.unsupported}); convert it:"
+          " ffmpeg -i IN -pix_fmt yuv420p OUT.mp4"
         )
       geometry.check_aspect(facts.height, facts.width)
       size = facts.height, facts.width

@@ -256,7 +256,7 @@ def components_of(
     context_parallelism=settings.context_parallelism,
     dtype=dtype,
     backend=attention.resolve(
-      settings.attention, platform, dtype, tower.head_size
+      settings.attention, platform, dtype, tower.head_dim
     ),
   )
 

@@ -1,14 +1,14 @@
-"""A page and a service that make clips on request.
+"""A web page and an HTTP API that generate clips.
 
   python -m ovi_jax.studio [--out=samples] [--weights=DIR] [--lora=FILES]
     [--host=127.0.0.1] [--port=8000] [--batch_size=1]
 
 The page is at the address that is printed; the service, with OpenAI's video
 API, is below /v1 of it. Without --weights, the small Ovi in the package is
-used. Clips are written to --out, where `sample.py` writes them too; jobs that
-are not finished are made when it is started again. The variable
-OVI_STUDIO_API_KEY, if it is set, is the key that clients send and that browsers
-ask for. See docs/how_to/studio.md.
+used. Clips are written to --out, where `sample.py` writes them too; unfinished
+clips are generated after the next start. The variable OVI_STUDIO_API_KEY, if it
+is set, is the key that clients send and that browsers ask for. See
+docs/how_to/studio.md.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 def main() -> None:
   if missing := [n for n in _NEEDED if importlib.util.find_spec(n) is None]:
     raise ValueError(
-      f"the packages {', '.join(missing)} are missing; pip install"
-      " 'ovi_jax[studio]'"
+      f"the packages {', '.join(missing)} are missing; in a clone of ovi_jax:"
+      " pip install -e '.[studio]'"
     )
   folder = storage.local(FLAGS.out)
   limits = requests.Limits(
@@ -123,7 +123,7 @@ def _serve(
     names.append(socket.gethostname())
     if not key:
       _log.warning(
-        "everybody who reaches %s can make clips; set %s to a secret key",
+        "anyone who can reach %s can generate clips; set %s to a secret key",
         host,
         KEY_VARIABLE,
       )
@@ -131,8 +131,8 @@ def _serve(
   page.mount(app, engine, api_key=key)
   shown = f"[{host}]" if ":" in host else host
   _log.info(
-    "page at http://%s:%d, service at http://%s:%d/v1 (%d clips wait); press"
-    " Ctrl-C to stop, what is not finished is made when it is started again",
+    "page at http://%s:%d, service at http://%s:%d/v1 (%d clips queued); press"
+    " Ctrl-C to stop. Unfinished clips are generated after the next start",
     *(shown, port, shown, port),
     waiting,
   )
@@ -176,17 +176,20 @@ if __name__ == "__main__":
     "allowed_hosts", [], "Names of this server that browsers may use."
   )
   flags.DEFINE_integer(
-    "batch_size", 1, "Clips made at once, at most.", lower_bound=1
+    "batch_size",
+    1,
+    "Largest number of clips that are generated together.",
+    lower_bound=1,
   )
   flags.DEFINE_list(
     "mesh", [], "Devices along mesh axes, such as data=8 for a clip on each."
   )
-  flags.DEFINE_bool(
-    "warm_up", True, "Load and compile before the first clip is asked for."
-  )
+  flags.DEFINE_bool("warm_up", True, "Load weights and compile at the start.")
   flags.DEFINE_bool("save_latents", True, "Also write the final latents.")
   flags.DEFINE_integer(
-    "max_file_mib", 64, "Size of a given file, in MiB.", lower_bound=1
+    "max_file_mib", 64, "Largest input file, in MiB.", lower_bound=1
   )
-  flags.DEFINE_integer("max_queued", 1000, "Clips that wait.", lower_bound=1)
+  flags.DEFINE_integer(
+    "max_queued", 1000, "Largest number of queued clips.", lower_bound=1
+  )
   cli.run(main)

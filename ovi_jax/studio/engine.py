@@ -215,7 +215,7 @@ class Engine:
     """
     if self.store.count(jobs.QUEUED) >= self.limits.queued:
       raise QueueFullError(
-        f"{self.limits.queued} clips wait already; try again later"
+        f"{self.limits.queued} clips are queued already; try again later"
       )
     settings = {n: v for n, v in (settings or {}).items() if v is not None}
     given = {n: v for n, v in (given or {}).items() if v is not None}

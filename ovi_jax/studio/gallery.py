@@ -19,6 +19,7 @@ from typing import Any
 
 from ovi_jax import files
 from ovi_jax import untrusted
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import outputs
 
 SUFFIXES = tuple(outputs.MEDIA_TYPES)
@@ -98,7 +99,10 @@ class Clip:
     for lora in loras if isinstance(loras, list) else ():
       found.append(("LoRA", _mapping(lora).get("strength")))
     weights = _mapping(recipe.get("weights"))
-    found.append(("Weights", weights.get("variant")))
+    variant = weights.get("variant")
+    if variant == weights_dir.CUSTOM:
+      variant = "custom weights"
+    found.append(("Weights", variant))
     found.append(("Made", f"{moment:%Y-%m-%d %H:%M}"))
     shown = [(_text(label), _text(value)) for label, value in found]
     return [(label, value) for label, value in shown if value]

@@ -105,6 +105,9 @@ class Functions:
     components = engine.pipeline.components
     self._variant = components.manifest.geometry
     self._manifest = components.manifest
+    self._defaults = settings_lib.Settings.from_overrides(
+      {}, planning.recommended_of(components)
+    )
     self._length = components.text_length
     self._tokenizer = components.tokenizer()
     self.gallery = galleries.Gallery(engine.store.folder)
@@ -157,11 +160,14 @@ class Functions:
 
   def _weights_line(self) -> str:
     """What the weights are, in a few words."""
-    variant, name = self._variant, self._manifest.variant or "custom weights"
+    name = self._manifest.variant or "custom weights"
     if self.engine.pipeline.components.weights == synthetic.WEIGHTS:
       name = "small Ovi"
-    side = math.isqrt(variant.area)
-    return f"{name}, about {side}x{side} pixels, {self._seconds():.1f} s"
+    height, width = geometry.snap(
+      *planning.clip_size(self._defaults, self._manifest), self._variant.area
+    )
+    size = f"{width}x{height} pixels by default"
+    return f"{name}: {size}, {self._seconds():.1f} s"
 
   def _seconds(self) -> float:
     """Length of the clips of the weights."""

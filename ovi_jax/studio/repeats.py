@@ -34,8 +34,8 @@ def request_of(
     return job.request, store.given_folder(job.id)
   if not _has_all(clip):
     raise ValueError(
-      "this clip was not made here, and of given files or LoRAs; give them"
-      " again above"
+      "this clip was made by sample.py with files or LoRAs that the studio does"
+      " not have; add them above and generate it again"
     )
   recipe = clip.recipe
   config = recipe.get("config")

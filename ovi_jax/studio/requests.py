@@ -281,10 +281,11 @@ class Planner:
     """What an error says, in one line, without paths of this machine."""
     if isinstance(error, OSError):
       return untrusted.printable(error.strerror or type(error).__name__)
-    said = str(error).removeprefix("unfit files:\n  row 1: ")
     given = self._store.folder / jobs.FOLDER / "given"
     said = re.sub(
-      rf"{re.escape(str(given))}[\\/]\w+[\\/]", "", said.replace("\n", " ")
+      rf"{re.escape(str(given))}[\\/]\w+[\\/]",
+      "",
+      str(error).replace("\n", " "),
     )
     weights = self._weights.components.weights
     roots = (weights, self._store.folder, self._adapters.folder)

@@ -80,17 +80,18 @@ class CreateVideo(pydantic.BaseModel):
 
   model_config = pydantic.ConfigDict(extra="forbid", protected_namespaces=())
   prompt: str = pydantic.Field(
-    description="What to see, say and hear.", min_length=1
+    description="Description of picture, speech and sound.", min_length=1
   )
   model: str | None = pydantic.Field(None, description="See GET /v1/models.")
   size: str | None = pydantic.Field(
     None,
-    description="WIDTHxHEIGHT. Its ratio counts; the weights decide the area.",
+    description="Aspect ratio as WIDTHxHEIGHT; the area is that of the weights."
+    " 1280x704, the default, means the weights' own size.",
   )
   seconds: str | float | None = pydantic.Field(
     None,
-    description="Length of the clip, or of what is generated behind extend; by"
-    " default that of the given media or of the weights.",
+    description="Length of the clip; with extend, of the new part. Default:"
+    " that of the input media or of the weights.",
   )
   generate: Literal["both", "video", "audio"] = pydantic.Field(
     "both", description="Video with sound, a silent video, or sound (wav)."
@@ -102,13 +103,15 @@ class CreateVideo(pydantic.BaseModel):
     None, description="Picture of the last frame."
   )
   video: Media = pydantic.Field(
-    None, description="Video that is given a new sound, or continued."
+    None,
+    description="Video whose sound is replaced; with keep, the given intervals"
+    " of picture and sound.",
   )
   audio: Media = pydantic.Field(
-    None, description="Sound that is given a picture."
+    None, description="Sound for which a video is generated."
   )
   extend: Media = pydantic.Field(
-    None, description="Clip that is continued; the answer holds it, too."
+    None, description="Clip to continue; the result begins with it."
   )
   trim: Trim | None = pydantic.Field(
     None,
@@ -116,12 +119,14 @@ class CreateVideo(pydantic.BaseModel):
     " extend, such as 1.5-4; all other times count from the start.",
   )
   keep: str | list[tuple[float, float]] | None = pydantic.Field(
-    None, description="Seconds of given media that stay, such as 0-2,4-5."
+    None,
+    description="Intervals of the input media to keep in seconds, such as"
+    " 0-2,4-5.",
   )
   keep_audio_until: float | None = pydantic.Field(
-    None, description="Seconds of the given video's sound that stay."
+    None, description="Keep the video's sound up to this second."
   )
-  seed: int | None = pydantic.Field(None, description="Of the noise.")
+  seed: int | None = pydantic.Field(None, description="Seed of the noise.")
   num_steps: int | None = pydantic.Field(None, description="Denoising steps.")
   solver: str | None = pydantic.Field(
     None, description="unipc, dpm++ or euler."
@@ -133,13 +138,14 @@ class CreateVideo(pydantic.BaseModel):
     None, description="Classifier-free guidance scale."
   )
   negative_prompt: str | Pair[str] | None = pydantic.Field(
-    None, description="What to avoid."
+    None, description="Negative prompt: what the clip should not contain."
   )
   slg_layer: int | None = pydantic.Field(
     None, description="Block that the negative pass skips; 0 for none."
   )
   conditioning: str | None = pydantic.Field(
-    None, description="How given latents are shown: clean or renoise."
+    None,
+    description="How input latents are shown to the model: clean or renoise.",
   )
   lora: str | None = pydantic.Field(
     None,
@@ -255,7 +261,7 @@ class VideoList(pydantic.BaseModel):
 
 
 class Deleted(pydantic.BaseModel):
-  """A clip that is no more."""
+  """A deleted clip."""
 
   id: str
   object: Literal["video.deleted"] = "video.deleted"

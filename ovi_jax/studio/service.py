@@ -68,7 +68,7 @@ _REFUSED = {
     409: "The clip is not in a state for this.",
     413: "The request is too large.",
     415: "Neither JSON nor multipart.",
-    429: "Too many clips wait.",
+    429: "Too many clips are queued.",
     503: "The server cannot store it.",
   }.items()
 }

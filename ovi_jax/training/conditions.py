@@ -82,10 +82,11 @@ class ConditionsConfig:
 
   def __post_init__(self):
     problems = [
-      f"objective.conditions.{name}.{kind} is a share in [0, 1], got {share}"
+      f"objective.conditions.{name}.{kind} must be a probability in [0, 1],"
+      f" got {prob}"
       for name in AV._fields
-      for kind, share in dataclasses.asdict(getattr(self, name)).items()
-      if not 0 <= share <= 1
+      for kind, prob in dataclasses.asdict(getattr(self, name)).items()
+      if not 0 <= prob <= 1
     ]
     if self.audio.first_frame or self.audio.last_frame:
       problems.append(
@@ -99,8 +100,8 @@ class ConditionsConfig:
       )
     if self.video.whole + self.audio.whole > 1:
       problems.append(
-        "objective.conditions: the shares `whole` of video and audio exclude"
-        f" each other, so their sum is at most 1, got"
+        "objective.conditions: the probabilities `whole` of video and audio"
+        " exclude each other, so their sum is at most 1, got"
         f" {self.video.whole + self.audio.whole:g}"
       )
     lengths = self.prefix_seconds

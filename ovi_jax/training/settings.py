@@ -324,10 +324,10 @@ class Settings(RunSettings):
       "frozen_param_dtype", self.frozen_param_dtype, config_lib.DTYPES
     )
     towers = self.model.present()
-    for name in ("num_layers", "head_size"):
+    for name in ("num_layers", "head_dim"):
       sizes = {n: getattr(tower, name) for n, tower in towers.items()}
       if len(set(sizes.values())) > 1:
-        what = "hidden_dim / num_heads" if name == "head_size" else name
+        what = "hidden_dim / num_heads" if name == "head_dim" else name
         found = " and ".join(f"{size} of {n}" for n, size in sizes.items())
         problems.append(f"model: both towers need the same {what}, got {found}")
     problems += self._reference_problems()
@@ -490,9 +490,7 @@ class Settings(RunSettings):
     """
     dtype = self.compute_dtype(platform)
     tower = next(iter(self.model.present().values()))
-    backend = attention.resolve(
-      self.attention, platform, dtype, tower.head_size
-    )
+    backend = attention.resolve(self.attention, platform, dtype, tower.head_dim)
     model = fusion.FusionDiT(
       self.model,
       dtype,

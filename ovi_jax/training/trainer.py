@@ -158,7 +158,7 @@ def rollback(workdir: epath.PathLike, step: int) -> None:
   reader.read_info(directory / str(step))
   names = managers.set_aside(directory, step, "rolled_back")
   if names:
-    workdirs.add_to_journal(workdir, {"step": step, "rolled_back": names})
+    workdirs.add_config_change(workdir, {"step": step, "rolled_back": names})
   _log.info(
     f"{workdir} resumes from step {step}; {len(names)} newer checkpoints are"
     " renamed (a name without .rolled_back is used again) and may be deleted"

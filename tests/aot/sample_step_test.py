@@ -101,7 +101,7 @@ def test_a_lora_recommends_how_given_latents_are_shown(name, tmp_path):
 def test_conditions_that_leave_nothing_to_generate_are_refused(name):
   for given, message in (
     ({"keep": ((0.0, 99.0),)}, "nothing is left to generate"),
-    ({"keep": ((0.1, 0.11),)}, "0.1-0.11 holds no whole latent of video"),
+    ({"keep": ((0.1, 0.11),)}, "0.1-0.11 is too short for video"),
     ({"keep_audio_until": 0.01}, "shorter than an audio latent"),
   ):
     with pytest.raises(ValueError, match=message):

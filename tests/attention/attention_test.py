@@ -52,7 +52,7 @@ def test_memory_does_not_grow_with_the_square_of_the_length():
 
 
 @pytest.mark.parametrize(
-  ("asked", "platform", "dtype", "head_size", "chosen"),
+  ("asked", "platform", "dtype", "head_dim", "chosen"),
   [
     ("auto", "cpu", "float32", 128, "xla_head"),
     ("auto", "cuda", "bfloat16", 128, "cudnn"),
@@ -66,9 +66,9 @@ def test_memory_does_not_grow_with_the_square_of_the_length():
   ],
 )
 def test_the_backend_follows_platform_and_dtype(
-  asked, platform, dtype, head_size, chosen
+  asked, platform, dtype, head_dim, chosen
 ):
-  found = attention.resolve(asked, platform, jnp.dtype(dtype), head_size)
+  found = attention.resolve(asked, platform, jnp.dtype(dtype), head_dim)
   assert found == chosen
 
 

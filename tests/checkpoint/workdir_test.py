@@ -46,7 +46,7 @@ def test_some_fields_may_change_and_are_followed(tmp_path):
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
   assert workdir.check_config(tmp_path, other, FREE) == {}
   workdir.check_config(tmp_path, other | {"seed": 3}, (*FREE, "seed"))
-  workdir.add_to_journal(tmp_path, {"step": 4, "rolled_back": ["8"]})
+  workdir.add_config_change(tmp_path, {"step": 4, "rolled_back": ["8"]})
   first, second = json.loads((tmp_path / workdir.CHANGES).read_text())
   assert first["step"] == 7 and first["changes"]["log.every"] == [5, 1]
   assert second == {"step": 4, "rolled_back": ["8"]}

@@ -26,13 +26,15 @@ def case():
   return config, variables, (latents, times, AV(text, text))
 
 
-def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
+def watched(case, heads: AV[np.ndarray], alignment_mask: AV[np.ndarray]):
   config, variables, given = case
-  watch = jax.tree.map(jnp.asarray, fusion.MapQuery(heads, near))
+  map_spec = jax.tree.map(
+    jnp.asarray, fusion.AttentionMapSpec(heads, alignment_mask)
+  )
   run = jax.jit(
     lambda v, *a: fusion.FusionDiT(config).apply(v, *a, method=MAPS)
   )
-  return jax.device_get(run(variables, *given, watch))
+  return jax.device_get(run(variables, *given, map_spec))
 
 
 @pytest.mark.slow
@@ -55,11 +57,13 @@ def test_maps_are_attention_weights_over_the_other_tower(case):
   for name, (blocks, heads) in sizes.items():
     some = np.zeros_like(getattr(everything, name))
     some[:, 2] = some[3, 4] = 1
-    near = everything._replace(**{name: some})
+    alignment_mask = everything._replace(**{name: some})
     for block, head in ((0, heads - 1), (blocks - 1, 0)):
       one = np.zeros((blocks, heads), np.float32)
       one[block, head] = 1
-      found, shares = watched(case, even._replace(**{name: one}), near)
+      found, shares = watched(
+        case, even._replace(**{name: one}), alignment_mask
+      )
       map_LS = getattr(found, name)[0]
       np.testing.assert_allclose(map_LS.sum(-1), 1, rtol=1e-5)
       share = (map_LS * some).sum(-1).mean()

@@ -68,7 +68,7 @@ def asked(folder: pathlib.Path, image: Any = None, **given: Any):
     ({"image": "first.png", "video": "clip.mp4"}, "image and video cannot be"),
     ({"last_image": "last.png", "video": "clip.mp4"}, "last_image and video"),
     ({"keep": "0-1"}, "keep names intervals of a given video or audio"),
-    ({"keep_audio_until": 1.0}, "keep_audio_until is of the sound of a video"),
+    ({"keep_audio_until": 1.0}, "keep_audio_until needs video"),
     ({"video": "clip.mp4", "audio": "tone.wav"}, "nothing is left to generate"),
     (
       {"video": "clip.mp4", "audio": "tone.wav", "keep_audio_until": 1.0},
@@ -479,21 +479,21 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
     # Three audio latents, but none of video.
     (
       {"video": "clip.mp4", "keep": "0-1,0.5-0.6"},
-      "0.5-0.6 .* of video; widen it to 0.34 s",
+      "0.5-0.6 .* for video; use at least 0.34 s",
     ),
     (
       {"video": "clip.mp4", "keep": "0-0.3,0.9-0.92", "audio": "tone.wav"},
-      "0.9-0.92 holds no whole latent of video",
+      "0.9-0.92 is too short for video",
     ),
     (
       {"audio": "tone.wav", "keep": "0-1,1-1.03"},
-      "1-1.03 .* of audio; widen it to 0.07",
+      "1-1.03 .* for audio; use at least 0.07",
     ),
     (
       {"video": "clip.mp4", "keep_audio_until": 0.03},
-      "0.03 s are shorter than an audio latent, 0.032 s",
+      "0.03 s is too short; use at least 0.04 s",
     ),
-    ({"video": "short.mp4"}, "lasts 0.12 s, a clip at least 0.21 s"),
+    ({"video": "short.mp4"}, "lasts 0.12 s; the shortest clip has 0.21 s"),
     (
       {"voice": "tone.wav", "audio": "tone.wav", "keep": "0-2"},
       "voice: all so",

@@ -277,7 +277,7 @@ def test_an_invalid_config_is_refused(run, field):
     ({"slg_layer": 2**40}, "slg_layer must be from -1 to 512"),
     (
       {"negative_prompt": {"video": "a" * 2**22, "audio": "b"}},
-      "negative_prompt.video: has 4194304 characters, at most 16384",
+      "negative_prompt.video: has 4194304 characters; the limit is 16384",
     ),
     (
       {"negative_prompt": {"video": "a", "audio": "b\x1b[2J"}},
@@ -308,7 +308,7 @@ def test_too_many_clips_are_refused(run):
     ("A red\0ball", r"the prompt has the character U\+0000 at place 6"),
     ("A \x1b[2J ball", r"the prompt has the character U\+001B at place 3"),
     ("A b\udce9ball", r"the prompt has the character U\+DCE9 at place 4"),
-    ("a " * 10_000, "the prompt has 20000 characters, at most 16384"),
+    ("a " * 10_000, "the prompt has 20000 characters; the limit is 16384"),
   ],
 )
 def test_unreadable_prompts_are_refused(prompt, message):

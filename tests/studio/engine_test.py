@@ -277,7 +277,7 @@ def test_messages_lose_paths_and_no_words(pipe, tmp_path, monkeypatch, folder):
 def test_only_so_many_clips_wait(make):
   engine, _ = make(limits=requests.Limits(queued=1))
   engine.submit(BALL)
-  with pytest.raises(engines.QueueFullError, match="1 clips wait already"):
+  with pytest.raises(engines.QueueFullError, match="1 clips are queued"):
     engine.submit(BALL)
 
 

@@ -94,7 +94,7 @@ def test_the_page_offers_words_that_the_small_ovi_knows(engine):
     *({}, {"num_steps": 12}, {"num_steps": 6}),
   ]
   assert about["loras"] == []
-  assert about["weights"] == "small Ovi, about 64x64 pixels, 5.0 s"
+  assert about["weights"] == "small Ovi: 64x64 pixels by default, 5.0 s"
   assert len(about["examples"]) == 6
   json.dumps(about)
 
@@ -160,7 +160,7 @@ def test_a_clip_is_made_again_with_its_settings_and_another_seed(
   assert (made["seed"], made["num_steps"]) == (2, 3)
   assert job.request.prompt == PROMPT
   assert job.request.settings["solver"] == "euler"
-  with pytest.raises(ValueError, match="given files"):
+  with pytest.raises(ValueError, match="files or LoRAs"):
     functions.again({"name": "given.mp4", "seed": 2})
   for strange in (None, {}, {"name": "none.mp4"}, {"name": 3}):
     with pytest.raises(ValueError, match="no such clip"):

@@ -102,7 +102,10 @@ def test_a_latent_of_every_example_is_left_to_generate(video, audio):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"video": {"prefix": 1.5}}, "video.prefix is a share in .0, 1., got 1.5"),
+    (
+      {"video": {"prefix": 1.5}},
+      "video.prefix must be a probability in .0, 1., got 1.5",
+    ),
     ({"audio": {"first_frame": 0.1}}, "conditions.audio has no frames"),
     ({"video": {"whole": 0.6}, "audio": {"whole": 0.5}}, "at most 1, got 1.1"),
     ({"video": {"reference": 0.1}}, "conditions.video has no reference"),

@@ -276,7 +276,9 @@ def test_sampled_noise_covers_the_requested_range(shared):
 
 
 def test_invalid_objectives_are_refused():
-  with pytest.raises(ValueError, match="cfg_dropout.audio is a share"):
+  with pytest.raises(
+    ValueError, match="cfg_dropout.audio must be a probability"
+  ):
     flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
   with pytest.raises(ValueError, match="loss_weights must not be negative"):
     flow_matching.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))

@@ -113,11 +113,11 @@ def test_a_run_resumes_only_with_its_own_config(
   assert lines[-1]["train/learning_rate"] == pytest.approx(1e-4)
   assert lines[-1]["goodput/lost"] > 0 and lines[-1]["goodput/train"] > 0
   assert any(line.startswith("goodput ") for line in log_lines)
-  journal = json.loads((tmp_path / "config_changes.json").read_text())
-  assert [entry["step"] for entry in journal] == [4, 6, 6, 6]
-  assert journal[2] == {"step": 6, "rolled_back": ["8.rolled_back"]}
-  assert journal[3]["changes"]["optimizer.learning_rate"] == [3e-3, 1e-4]
-  assert journal[3]["changes"]["data.exclude_records"] == ["", "0:1"]
+  changes = json.loads((tmp_path / "config_changes.json").read_text())
+  assert [entry["step"] for entry in changes] == [4, 6, 6, 6]
+  assert changes[2] == {"step": 6, "rolled_back": ["8.rolled_back"]}
+  assert changes[3]["changes"]["optimizer.learning_rate"] == [3e-3, 1e-4]
+  assert changes[3]["changes"]["data.exclude_records"] == ["", "0:1"]
 
 
 def test_a_rollback_to_a_missing_checkpoint_is_refused(tmp_path):

@@ -264,7 +264,8 @@ function trimmer(name, label, media) {
 
 function give(name, file) {
   if (file && file.size > state.about.max_bytes) {
-    say(`${file.name}: at most ${Math.floor(state.about.max_bytes / 2 ** 20)} MiB are read`);
+    const limit = Math.floor(state.about.max_bytes / 2 ** 20);
+    say(`${file.name} is larger than ${limit} MiB and was not added; the server's limit is --max_file_mib`);
     file = null;
   }
   delete state.trims[name];
@@ -476,7 +477,7 @@ async function showPreview(id) {
   }
   const at = $("player").hidden ? 0 : first.currentTime;
   $("player").hidden = $("preview-step").hidden = false;
-  $("preview-step").textContent = `Preview after step ${step}; the sound is off at first.`;
+  $("preview-step").textContent = `Preview after step ${step} (muted).`;
   $("name-a").textContent = "";
   if ($("player").dataset.step === undefined) first.muted = true;
   $("player").dataset.step = step;
@@ -678,6 +679,8 @@ function show(clip) {
   $("get-latents").href = clip.latents;
   $("get-latents").hidden = !clip.latents;
   $("again").disabled = $("vary").disabled = !clip.repeatable;
+  $("again").title = $("vary").title = clip.repeatable ? "" : "This clip was made by sample.py with files or LoRAs"
+    + " that the studio does not have; add them above and generate it again.";
   $("settings").replaceChildren(...clip.settings.map(([name, value]) => make(
     "div", { className: value.length > 40 ? "wide" : "" },
     make("dt", { textContent: name }), make("dd", { textContent: value }),

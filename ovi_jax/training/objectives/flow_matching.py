@@ -1,4 +1,4 @@
-"""The loss of a batch: noise, times, prompts left out, given latents.
+"""The loss of a batch: noise, timesteps, prompt dropout, conditioning latents.
 
 Every choice that is drawn for an example comes from a key of its own, so an
 example's loss does not depend on the others or on how a batch is divided.
@@ -32,10 +32,10 @@ class ObjectiveConfig:
 
   Attributes:
     loss_weights: weight of each modality's loss.
-    timesteps: distribution of noise levels.
-    cfg_dropout: fraction of examples whose prompt is replaced by the empty
-      prompt, drawn for each tower, for classifier-free guidance.
-    conditions: what is given, clean and without loss, of some examples.
+    timesteps: distribution of timesteps.
+    cfg_dropout: probability, for each tower independently, that the prompt of
+      an example is replaced by the empty prompt (classifier-free guidance).
+    conditions: conditioning latents of some examples: clean, without loss.
   """
 
   loss_weights: AV[float] = PAPER_LOSS_WEIGHTS
@@ -44,13 +44,13 @@ class ObjectiveConfig:
   conditions: conditions_lib.ConditionsConfig = NO_CONDITIONS
 
   def __post_init__(self):
-    shares = {
+    probs = {
       f"objective.cfg_dropout.{n}": getattr(self.cfg_dropout, n)
       for n in AV._fields
     }
-    for name, share in shares.items():
-      if not 0 <= share <= 1:
-        raise ValueError(f"{name} is a share in [0, 1], got {share}")
+    for name, prob in probs.items():
+      if not 0 <= prob <= 1:
+        raise ValueError(f"{name} must be a probability in [0, 1], got {prob}")
     if min(self.loss_weights) < 0:
       raise ValueError(
         f"objective.loss_weights must not be negative, got {self.loss_weights}"
@@ -58,10 +58,10 @@ class ObjectiveConfig:
 
 
 class NoiseSample(NamedTuple):
-  """Noise, noise levels and dropout of an example, or of a batch with B first.
+  """Noise, timesteps and dropout of an example, or of a batch with B first.
 
   Attributes:
-    sigma: noise level of each modality.
+    sigma: timestep of each modality in [0, 1].
     noise: in the shape of the latents.
     dropped: bool, the prompt is replaced by the empty prompt.
     given: given_T, bool: latents in time that stay clean and have no loss;
@@ -128,8 +128,8 @@ def sample_noise(
   for name, noise_key, drop_key in zip(AV._fields, keys[::2], keys[1::2]):
     if name in present:
       noise[name] = jax.random.normal(noise_key, present[name].shape)
-      share = getattr(objective.cfg_dropout, name)
-      dropped[name] = jax.random.bernoulli(drop_key, share)
+      prob = getattr(objective.cfg_dropout, name)
+      dropped[name] = jax.random.bernoulli(drop_key, prob)
   sizes = {name: len(data) for name, data in present.items()}
   given = conditions_lib.sample(objective.conditions, given_key, sizes, lengths)
   reference = None

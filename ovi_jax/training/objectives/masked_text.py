@@ -50,7 +50,7 @@ class MaskedTextObjective:
       )
 
   def init(self, key: jax.Array) -> dict[str, Any]:
-    """Random parameters; the head begins with no opinion."""
+    """Random parameters; the head is zero-initialized."""
     ids_BS = jnp.zeros((1, 1), jnp.int32)
     encoder: Any = umt5.UMT5Encoder(self.config).init(key, ids_BS, ids_BS)
     offsets, tokens = 2 * self.context_window + 1, self.config.vocab_size
