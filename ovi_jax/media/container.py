@@ -93,8 +93,15 @@ def opened(source: Source) -> Iterator[Any]:
       )
     except av_error.FFmpegError as error:
       file.seek(0)
-      if found := _other(file.read(512)):
+      start = file.read(512)
+      if found := _other(start):
         raise DamagedError(f"expected a media file, found {found}") from error
+      if (
+        start[4:8] == b"ftyp"
+      ):  # what says where frames are is often at the end
+        raise DamagedError(
+          "it is damaged or its end is missing; copy or download it again"
+        ) from error
       # Not all of the error: it has the file's name, which may be a copy's.
       raise DamagedError(
         f"expected a file of one of the formats {FORMATS}: {error.strerror}"

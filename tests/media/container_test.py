@@ -60,6 +60,15 @@ def test_an_empty_file_is_reported_as_empty(tmp_path):
     list(decode.sweep(path))
 
 
+def test_the_beginning_of_a_file_is_reported_as_cut_off(good, tmp_path):
+  path = tmp_path / "half.mp4"
+  data = good.read_bytes()
+  path.write_bytes(data[: data.index(b"moov")])
+  message = "its end is missing; copy or download it again"
+  with pytest.raises(containers.DamagedError, match=message):
+    list(decode.sweep(path))
+
+
 def test_a_missing_file_is_reported_as_missing(tmp_path):
   with pytest.raises(FileNotFoundError):
     list(decode.sweep(tmp_path / "none.mp4"))
