@@ -22,6 +22,7 @@ import ml_collections
 
 from ovi_jax import config as config_lib
 from ovi_jax import config_files
+from ovi_jax import storage
 
 _NAME = re.compile(r"[\w.+-]+")  # of devices, and no part of a path or URL
 # A clip at a time; gradients of eight are summed.
@@ -50,10 +51,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if devices not in DEVICES:
     if weights and _NAME.fullmatch(devices) and not os.path.exists(arg):
       near = config_lib.nearest(devices.lower(), DEVICES)
-      raise ValueError(
-        f"devices {devices!r} are unknown{near}; choose from"
-        f" {', '.join(DEVICES)}"
-      )
+      # A name in an object store may have a colon.
+      if near or not storage.is_remote(weights):
+        raise ValueError(
+          f"devices {devices!r} are unknown{near}; choose from"
+          f" {', '.join(DEVICES)}"
+        )
     weights, devices = arg, ""
   config: Any = config_files.load(f"fine_tune:{weights}")
   config.trainable = "lora"

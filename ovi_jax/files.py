@@ -156,8 +156,20 @@ def readings(name: str) -> list[str]:
     name: as written, perhaps in quotation marks (Windows' "Copy as path") or
       with backslashes between its parts.
   """
-  plain = with_home(name.strip().strip("\"'"))
+  plain = with_home(unquoted(name))
   return list(dict.fromkeys([with_home(name), plain, plain.replace("\\", "/")]))
+
+
+def unquoted(name: str) -> str:
+  """A path that somebody wrote, without space and quotation marks around it.
+
+  One mark alone is a part of the name, as in `'Twas the night.mp4`.
+  """
+  name = name.strip()
+  for mark in ('"', "'"):
+    if len(name) > 2 and name[0] == name[-1] == mark:
+      return name[1:-1].strip()
+  return name
 
 
 def text_of(name: str) -> str:

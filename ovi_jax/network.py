@@ -8,10 +8,14 @@ Values are never shown: the address of a proxy may hold a password.
 import os
 import urllib.parse
 
+from ovi_jax import untrusted
+
 _PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _SOCKS = ("socks5", "socks5h")
 _HUB = "HF_"  # begins the names of huggingface_hub's variables
+# Names of errors about an address, which quote parts of it.
+_ADDRESS_ERRORS = ("InvalidURL", "InvalidProxyURL", "LocationParseError")
 
 
 def settings_hint(hub: bool = False) -> str:
@@ -31,6 +35,28 @@ def settings_hint(hub: bool = False) -> str:
     return ""
   noun = "variable" if len(names) == 1 else "variables"
   return f"; check the {noun} {', '.join(names)}"
+
+
+def shown(error: Exception, max_chars: int, hub: bool = False) -> str:
+  """What an error of the network says, in one line.
+
+  The text of an error about an address or another value is left out: a parser
+  takes a part of a password for the port or the host, and quotes it.
+
+  Args:
+    error: what httpx, huggingface_hub or a package below them raised.
+    max_chars: of the error's text.
+    hub: the address of the hub was used too.
+  """
+  names = {kind.__name__ for kind in type(error).__mro__}
+  is_value = isinstance(error, ValueError) and not isinstance(error, OSError)
+  if is_value or not names.isdisjoint(_ADDRESS_ERRORS):
+    endpoint = ", HF_ENDPOINT" if hub else ""
+    return (
+      f"the address of a proxy{endpoint} or another setting of the network is"
+      " not valid (in a password, #, /, ? and @ are %23, %2F, %3F and %40)"
+    )
+  return untrusted.printable(" ".join(str(error).split()), max_chars)
 
 
 def missing_package(error: ImportError) -> str:

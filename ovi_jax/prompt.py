@@ -110,12 +110,14 @@ _SOUND_WORDS = (
   "|\uc624\ub514\uc624|\uc18c\ub9ac|\uc0ac\uc6b4\ub4dc"
 )
 _ARROW = r"[-=]{1,3}>|>{1,3}|[\u2190-\u21ff\u2794-\u27be]"
+_ANGLE = re.compile(r"(?<![-=])>")  # that is not of an arrow
 _OTHER_LABEL = re.compile(
   rf"(?<!\w)(?:[*_`#]{{1,6}} ?)?(?:{_SOUND_WORDS})"
   rf"[*_`]{{0,6}} ?(?:{_COLON}|{_ARROW}|[=;~\uff1b\u2013\u2014]|-(?= ))"
   r"|\[(?:audio|sounds?|sfx)\]",
   re.IGNORECASE,
 )
+_IN_TAG = re.compile(r"<\s?/?\s?$")
 # A line of its own, as a heading has it.
 _HEADING = re.compile(
   rf"(?:#{{1,6}} ?)?[*_`]{{0,6}}(?:{_SOUND_WORDS})[*_`]{{0,6}} ?#{{0,6}}",
@@ -567,8 +569,10 @@ def _without_angles(head: str, text: str) -> tuple[str, str]:
   """What is written before `<Audio:`, and the sound, without `<` and `>`."""
   while head.endswith("<"):
     head = head[:-1]
-    inner, closing, tail = text.rpartition(">")
-    if closing and not re.search(r"\w", tail):
+    angles = list(_ANGLE.finditer(text))
+    tail = text[angles[-1].end() :] if angles else ""
+    if angles and not re.search(r"\w", tail):
+      inner = re.sub(r"<\s*/\s*\w*\s*$", "", text[: angles[-1].start()])
       text = inner.rstrip(" /") + tail.rstrip()
   return head, text
 
@@ -590,7 +594,10 @@ def _is_enclosed(text: str, label: re.Match[str]) -> bool:
   if opening in _QUOTATION:
     # An apostrophe closes nothing.
     return bool(re.search(rf"{re.escape(_QUOTATION[opening])}(?!\w)", rest))
-  if closing := (_BRACKETS | {"<": ">"}).get(opening):
+  if opening == "<":
+    _, *after = _ANGLE.split(rest, maxsplit=1)
+    return bool(after and re.search(r"\w", after[0]))
+  if closing := _BRACKETS.get(opening):
     return bool(re.search(r"\w", rest.partition(closing)[2]))
   return False
 
@@ -809,6 +816,8 @@ def _unlabelled(parts: Sequence[Part], cleaned: _Cleaned) -> Iterator[str]:
       # `_hints` has a note on `Audio:` as text.
       if _leads(cleaned, at := part.start + label.start())
       and not _LABEL.search(label[0])
+      # A tag, as in `<audio>`, is none.
+      and not _IN_TAG.search(part.text[: label.start()][-4:])
     }
     end = part.start + len(part.text)
     found |= {a: h for a, h in headings.items() if part.start <= a < end}

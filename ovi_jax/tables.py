@@ -224,7 +224,7 @@ def _decode(data: bytes, name: str, errors: str = "strict") -> str:
   for start, kind in _OTHERS.items():
     if data.startswith(start):
       raise ValueError(f"{name} is {kind}; expected lines of text")
-  if found := untrusted.substitute(data[:512]):
+  if found := untrusted.substitute(data[:512], prose=True):
     raise ValueError(f"{name} is {found}; expected lines of text")
   encoding = next((e for m, e in _MARKS if data.startswith(m)), "utf-8")
   try:

@@ -23,6 +23,9 @@ MAX_JSON_DEPTH = 64
 _CHUNK = 1 << 20
 _LISTED = 10  # problems in a message
 _MAX_DIGITS = 40  # of an integer; 2**128 has 39
+# How a web page begins. Sentences may begin with `<head>` or `<headline>`.
+_PROSE_PAGE = re.compile(rb"<(!doctype|\?xml|html[\s>])", re.IGNORECASE)
+_PAGE = re.compile(rb"<(!doctype|\?xml|(html|head)[\s>])", re.IGNORECASE)
 
 # A string is matched whole, so that brackets within it do not count.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -61,11 +64,12 @@ def read_json(
   )
 
 
-def substitute(start: bytes) -> str:
+def substitute(start: bytes, prose: bool = False) -> str:
   """What a download has in place of a file, and what to do; "" if nothing.
 
   Args:
     start: the first bytes of the file, some hundred.
+    prose: the file may hold sentences, which may begin with `<head>`.
   """
   start = start.removeprefix(codecs.BOM_UTF8).lstrip()
   if start.startswith(b"version https://git-lfs"):
@@ -76,8 +80,8 @@ def substitute(start: bytes) -> str:
       f"a git-lfs pointer to the file{full}; fetch the file itself, for example"
       " with `git lfs pull`"
     )
-  text = start.lower()
-  if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+  page = _PROSE_PAGE if prose else _PAGE
+  if page.match(start):
     return (
       "a web page: the address needs a login or is the page about the file;"
       " fetch the file itself"

@@ -185,6 +185,8 @@ def test_misspelt_tags_are_repaired_and_noted(raw, formatted, count):
     "A dog. <audio: wind />",
     "A dog. <<Audio: wind>>",
     "A dog. <Audio: wind",
+    "A dog. <Audio: wind</Audio>",
+    "A dog. <Audio: wind </ audio >",
     "A dog. \uff1cAudio\uff1awind\uff1e",
     "A dog. &lt;Audio: wind&gt;",
     "A dog.\n<Audio: wind>",
@@ -198,6 +200,21 @@ def test_a_label_in_angle_brackets_is_repaired_without_them(raw):
   assert lined.replace("Audio:wind", "Audio: wind") == "A dog. Audio: wind"
   assert " is read as Audio:" in notes[0]
   assert "".join(text for _, text in prompt.segments(raw)) == raw
+
+
+def test_an_arrow_in_a_label_in_angle_brackets_is_no_bracket():
+  for arrow in ("->", "=>"):
+    for end in (">", "", "</Audio>"):
+      raw = f"A dog. <Audio: wind {arrow} rain{end}"
+      tagged, _ = prompt.format_for(raw, TAGGED)
+      assert tagged == f"A dog. <AUDCAP>wind {arrow} rain<ENDAUDCAP>"
+
+
+def test_a_tag_of_another_name_has_no_note_on_an_arrow():
+  for raw in ("A dog.\n<Audio>wind</Audio>", "<Audio>wind</Audio>"):
+    ours, notes = prompt.format_for(raw, TAGGED)
+    assert ours == raw
+    assert not [n for n in notes if n.startswith("Audio>")]
 
 
 def test_angle_brackets_that_are_no_label_stay():

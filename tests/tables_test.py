@@ -7,6 +7,7 @@ import pytest
 from hypothesis import strategies
 
 from ovi_jax import tables
+from ovi_jax import untrusted
 
 TEXT = 'path,caption,split\r\na.mp4,"A cat, ""old"".",train\r\nb.mp4,犬,\r\n'
 CELLS = [
@@ -163,6 +164,8 @@ def test_a_cell_that_is_too_long_is_named(tmp_path, content, message):
     (b"\xd0\xcf\x11\xe0\xff\0", "is a workbook of Excel; export"),
     (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
     (b"<!DOCTYPE html><table>", "is a web page: the address needs a login"),
+    (b"<HTML lang=en>", "is a web page: the address needs a login"),
+    (b"<html>", "is a web page: the address needs a login"),
     (b'{"text_prompt": "A dog"}\n', "is JSON; expected a table, with a head"),
   ],
 )
@@ -286,3 +289,12 @@ def test_an_ignored_column_like_an_absent_one_is_noted(tmp_path, log_lines):
   assert rows[0].cells["image_path"] == ""
   (line,) = log_lines
   assert "'image' is ignored (did you mean image_path?)" in line
+
+
+@pytest.mark.parametrize(
+  "line", ["<Head shot> of a man", "<headline> news", "<head> of a dog"]
+)
+def test_a_sentence_in_angles_is_no_web_page(line):
+  assert tables.parse_list(f"{line}\n".encode()) == [line]
+  assert "web page" not in untrusted.substitute(b"<headline>")
+  assert "web page" in untrusted.substitute(b"<head>")

@@ -23,7 +23,6 @@ from typing import Any
 
 from ovi_jax import geometry
 from ovi_jax import network
-from ovi_jax import untrusted
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import staging
 
@@ -154,17 +153,23 @@ def _named(hub: Any, what: str) -> Iterator[None]:
       f"{what} from {_host(hub)} failed: {network.missing_package(error)}"
     ) from error
   except _failures(hub) as error:
-    found = untrusted.printable(" ".join(str(error).split()), _ERROR)
+    found = network.shown(error, _ERROR, hub=True)
     raise OSError(
       f"{what} from {_host(hub)} failed: {type(error).__name__}: {found}; check"
       f" the network and run again, it resumes{network.settings_hint(hub=True)}"
-    ) from error
+    ) from None  # a traceback may quote the address of a proxy
 
 
 def _host(hub: Any) -> str:
   """The address of the hub, without what a user may have added to it."""
-  address = urllib.parse.urlsplit(str(getattr(hub.HfApi(), "endpoint", "")))
-  return address.hostname or "the hub"
+  try:
+    address = urllib.parse.urlsplit(str(getattr(hub.HfApi(), "endpoint", "")))
+    host = address.hostname
+  except ValueError:
+    return "the hub"
+  # A `/`, `?` or `#` in a password ends what is taken for the host.
+  ambiguous = "@" in address.path + address.query + address.fragment
+  return "the hub" if ambiguous or not host else host
 
 
 def _failures(hub: Any) -> tuple[type[Exception], ...]:
@@ -195,10 +200,11 @@ def _hub() -> Any:
       " ovi_jax: pip install -e '.[hub]'"
     ) from error
   except ValueError as error:
+    found = network.shown(error, _ERROR, hub=True)
     raise ValueError(
-      f"huggingface_hub cannot be used: {untrusted.printable(str(error))}"
+      f"huggingface_hub cannot be used: {found}"
       f"{network.settings_hint(hub=True)}"
-    ) from error
+    ) from None
   return hub
 
 

@@ -103,8 +103,8 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 def _within(path: pathlib.Path) -> pathlib.Path:
   """The one index, set of shards or file of weights in a directory.
 
-  Safetensors come first where a directory has them and torch files. Hidden
-  files do not count, such as macOS' `._model.safetensors`.
+  Safetensors come first where a directory has them and torch files of the same
+  name. Hidden files do not count, such as macOS' `._model.safetensors`.
   """
   if not path.is_dir():
     return path
@@ -119,13 +119,17 @@ def _within(path: pathlib.Path) -> pathlib.Path:
     )
   indices = [p for p in files if p.name.endswith(_INDEX)]
   weights = [p for p in files if p.suffix in _SUFFIXES]
+  folder = pathlib.Path(glob.escape(str(path)))
   sets = {
-    path / f"{m[1]}-*-of-{m[3]}{m[4]}" if m else weight
+    folder / f"{glob.escape(m[1])}-*-of-{m[3]}{glob.escape(m[4])}"
+    if m
+    else weight
     for weight in weights
     for m in [SHARD.fullmatch(weight.name)]
   }
   safetensors = {each for each in sets if each.suffix == _SUFFIXES[0]}
-  for found in (indices, sets, safetensors):
+  same = len(set(map(_stem, sets))) == 1
+  for found in (indices, sets, safetensors if same else ()):
     if len(found) == 1:
       return found.pop()
   names = sorted(each.name for each in indices or sets)
@@ -135,6 +139,12 @@ def _within(path: pathlib.Path) -> pathlib.Path:
     f"expected one file of weights in {path}, found {len(names) or 'none'}"
     f"{f' ({listed}{more})' if names else ''}; name the file"
   )
+
+
+def _stem(path: pathlib.Path) -> str:
+  """The name that a model has as safetensors and as a torch file."""
+  stem = re.sub(r"-\*-of-.*", "", path.stem)
+  return "model" if stem == "pytorch_model" else stem
 
 
 def exists(path: str) -> bool:

@@ -91,7 +91,7 @@ def _row(row: tables.Row) -> Row:
     )
   return Row(
     place=str(row),
-    path=normalize(files.with_home(name.strip("\"'"))),
+    path=normalize(files.with_home(files.unquoted(name))),
     caption=row.cells["caption"],
     split=_SPLITS[split],
   )

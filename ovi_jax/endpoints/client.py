@@ -215,10 +215,10 @@ def _new_http(**options: Any) -> Any:
   except ImportError as error:
     raise ValueError(network.missing_package(error)) from error
   except (OSError, ValueError, httpx.InvalidURL) as error:
-    said = untrusted.printable(str(error), _MAX_CHARS_SHOWN)
+    said = network.shown(error, _MAX_CHARS_SHOWN)
     raise ValueError(
-      f"requests to endpoints cannot be sent ({said}){network.settings_hint()}"
-    ) from error
+      f"requests to endpoints cannot be sent: {said}{network.settings_hint()}"
+    ) from None  # a traceback would quote the address
 
 
 class Client(Generic[T]):

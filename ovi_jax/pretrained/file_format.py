@@ -5,6 +5,7 @@ file. Every reader of weights asks here first, so that a git-lfs pointer, a web
 page or another format is named in the same words everywhere.
 """
 
+import codecs
 import pathlib
 
 from ovi_jax import storage
@@ -110,7 +111,8 @@ def _read_start(path: storage.AnyPath) -> bytes:
 def _text(start: bytes) -> str:
   """The first line of text; "" if it is none."""
   try:
-    text = start.decode()
+    # The last character may be cut.
+    text = codecs.getincrementaldecoder("utf-8")().decode(start)
   except UnicodeDecodeError:
     return ""
   first = text.splitlines()[0][:_SHOWN] if text else ""

@@ -233,6 +233,9 @@ class Settings:
       **FIXED,
       **overrides,
     }
+    for name, given in fields.items():
+      if isinstance(given, ml_collections.ConfigDict):  # no Mapping
+        fields[name] = given.to_dict()
     for name in ("guidance_scale", "negative_prompt"):
       given = fields[name]
       if isinstance(given, AV):

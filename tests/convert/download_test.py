@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
+import traceback
 import types
 
 import pytest
@@ -238,7 +239,8 @@ class InvalidURL(Exception):
       "ALL_PROXY names a SOCKS proxy, which needs the package socksio; pip"
       " install socksio, or unset ALL_PROXY",
     ),
-    (InvalidURL("Invalid port: 'x'"), "check the variables ALL_PROXY, HF_"),
+    (InvalidURL("Invalid port: 'secret'"), "HF_ENDPOINT .* ALL_PROXY, HF_"),
+    (ValueError("Port: 'secret'"), "HF_ENDPOINT .* ALL_PROXY, HF_"),
     (FileNotFoundError(2, "No such file"), "variables ALL_PROXY, HF_ENDPOINT"),
   ],
 )
@@ -258,6 +260,23 @@ def test_settings_of_the_network_that_cannot_be_used_are_named(
     download.download("720x720_5s", tmp_path, hub=Broken())
   text = str(caught.value)
   assert "\n" not in text and "secret" not in text
+
+
+@pytest.mark.parametrize("mark", "#/?")
+def test_no_part_of_a_password_is_shown(mark, tmp_path, monkeypatch):
+  httpx = pytest.importorskip("httpx")
+  address = f"http://me:1{mark}secret@host.example.org:1"
+
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Http(Hub):
+    endpoint: str = address.replace("me:1", "secret")
+
+    def model_info(self, *_, **__):
+      httpx.Client(proxy=address.replace("1", "s3cret", 1))
+
+  with pytest.raises(OSError, match="from the hub failed: Inv") as caught:
+    download.download("720x720_5s", tmp_path, hub=Http())
+  assert "cret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_settings_of_the_hub_that_cannot_be_used_are_named(

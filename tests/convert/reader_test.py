@@ -181,7 +181,7 @@ def test_a_directory_is_its_index_or_its_shards(tmp_path):
   assert_is_whole(reader.open_tensors(tmp_path))
   index(tmp_path)
   assert_is_whole(reader.open_tensors(tmp_path))
-  torch_file.save(tmp_path / "other.bin", TENSORS)
+  torch_file.save(tmp_path / "pytorch_model.bin", TENSORS)
   (tmp_path / "model.safetensors.index.json").unlink()
   assert_is_whole(reader.open_tensors(tmp_path))  # the safetensors
   safetensors.save_file(TENSORS, tmp_path / "ema.safetensors")
@@ -189,6 +189,33 @@ def test_a_directory_is_its_index_or_its_shards(tmp_path):
     ValueError, match=r"found 3 \(ema.safetensors, model-\*-of-00002.safet"
   ):
     reader.open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("name", "other", "message"),
+  [
+    ("vae", "vae.pth", ""),
+    ("model", "pytorch_model.bin", ""),
+    ("vae_encoder", "model.pth", r"found 2 \(model.pth, vae_encoder.safe"),
+  ],
+)
+def test_safetensors_come_before_torch_files_of_their_name(
+  tmp_path, name, other, message
+):
+  safetensors.save_file(TENSORS, tmp_path / f"{name}.safetensors")
+  (tmp_path / other).write_bytes(b"\x80\2not read")
+  if not message:
+    assert_is_whole(reader.open_tensors(tmp_path))
+  else:
+    with pytest.raises(ValueError, match=message):
+      reader.open_tensors(tmp_path)
+
+
+def test_a_directory_of_shards_may_have_brackets_in_its_name(tmp_path):
+  folder = tmp_path / "wan[1]"
+  folder.mkdir()
+  shards(folder)
+  assert_is_whole(reader.open_tensors(folder))
 
 
 def test_hidden_files_of_a_directory_do_not_count(tmp_path):

@@ -53,6 +53,16 @@ def test_the_home_folder_and_quotation_marks_in_a_path_are_understood(
   assert second.path == "C:/sub/a.mp4" and second.is_absolute
 
 
+@pytest.mark.parametrize("name", ["'Twas the night.mp4", "The dogs'", '7"'])
+def test_an_apostrophe_is_a_part_of_a_name(name, tmp_path):
+  table = tmp_path / "t.tsv"
+  cell = name.replace('"', '""')
+  table.write_text(f'path\tcaption\n"{cell}"\tone\n')
+  (found,) = captions.read(table)
+  files = captions.Files.of({name: pathlib.Path(name)})
+  assert found.path == name and files.find(found) == [name]
+
+
 def test_a_file_takes_the_rows_with_the_longest_matching_suffix(tmp_path):
   table = tmp_path / "t.csv"
   table.write_bytes(

@@ -28,6 +28,7 @@ FOREIGN = [
   (b"\xfd7zXZ\x00\x00\x04", "an xz archive; unpack it"),
   (b"", "found an empty file"),
   (b"\xef\xbb\xbf" + POINTER, "found a git-lfs pointer"),
+  (b"No\nab" + "é".encode() * 300, "found text, which begins 'No'"),
   (b"Entry not found\nhere", "found text, which begins 'Entry not found'; fe"),
 ]
 SAFETENSORS_ONLY = [

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -204,6 +205,17 @@ def test_scalars_of_numpy_are_numbers():
   assert (found.num_steps, found.seed) == (2, 3)
   assert found.guidance_scale.audio == 2 and type(found.num_steps) is int
   assert found.negative_prompt == AV("dark", "dark")
+
+
+@pytest.mark.parametrize(
+  "mapping",
+  [dict, ml_collections.ConfigDict, ml_collections.FrozenConfigDict],
+)
+def test_pairs_and_the_mesh_may_be_config_dicts(mapping):
+  found = settings_lib.Settings.from_overrides(
+    {"mesh": mapping({"data": 2}), "guidance_scale": mapping({"audio": 2.0})}
+  )
+  assert found.mesh["data"] == 2 and found.guidance_scale.audio == 2.0
 
 
 def test_unreadable_weights_are_refused(tmp_path):

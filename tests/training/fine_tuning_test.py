@@ -13,6 +13,7 @@ from configs import fusion
 from configs import lora
 from configs import sample
 from configs import small
+from ovi_jax import config_files
 from ovi_jax import synthetic
 from ovi_jax.data import builder
 from ovi_jax.data import schema
@@ -96,13 +97,27 @@ def test_settings_of_devices_are_valid(devices):
     ("80gbb", r"'80gbb' are unknown \(did you mean 80gb\?\); choose from 24gb"),
     ("80GB", r"did you mean 80gb\?"),
     ("v5e_8", r"did you mean v5e-8\?"),
-    ("tpu", "'tpu' are unknown; choose from 24gb, 48gb"),
   ],
 )
 @pytest.mark.parametrize("weights", ["720x720_5s", "gs://b/weights", "/none"])
 def test_unknown_devices_are_not_taken_for_a_path(weights, devices, message):
   with pytest.raises(ValueError, match=message):
     lora.get_config(f"{weights}:{devices}")
+  with pytest.raises(ValueError, match="'tpu' are unknown; choose from 24gb"):
+    lora.get_config("720x720_5s:tpu")
+
+
+def test_a_name_in_an_object_store_may_have_a_colon(monkeypatch):
+  names = []
+
+  def load(name):
+    names.append(name)
+    return config_files.load("fine_tune:720x720_5s")
+
+  monkeypatch.setattr(lora, "config_files", types.SimpleNamespace(load=load))
+  lora.get_config("gs://bucket/weights:v2")
+  lora.get_config("gs://bucket/weights:v2:80gb")
+  assert names == ["fine_tune:gs://bucket/weights:v2"] * 2
 
 
 def test_weights_with_a_colon_in_their_path_are_no_devices(tmp_path):
