@@ -140,17 +140,30 @@ def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
   try:
     yield
   except _driver_errors(name) as error:
-    said = untrusted.printable(str(error).strip().replace("\n", " "), 300)
-    bucket = "/".join(os.fspath(name).split("/")[:3])
     advice = (
       "check that the bucket exists and that these credentials may list, read,"
       " write and delete in it"
     )
-    if any(words in said.lower() for words in _WRONG_CLOCK):
-      advice = "the clock of this machine differs from the store's; set it"
-    raise OSError(
-      f"{name}: cannot use {bucket} ({type(error).__name__}: {said}); {advice}"
-    ) from error
+    raise _unusable(name, error, advice) from error
+
+
+def _unusable(
+  name: str | os.PathLike[str], error: Exception, advice: str
+) -> OSError:
+  """The error of one line for what a store or its driver said.
+
+  Args:
+    name: what was used.
+    error: of the driver; its text is cut.
+    advice: what to do, unless the error is due to this machine's clock.
+  """
+  said = untrusted.printable(str(error).strip().replace("\n", " "), 300)
+  bucket = "/".join(os.fspath(name).split("/")[:3])
+  if any(words in said.lower() for words in _WRONG_CLOCK):
+    advice = "the clock of this machine differs from the store's; set it"
+  return OSError(
+    f"{name}: cannot use {bucket} ({type(error).__name__}: {said}); {advice}"
+  )
 
 
 @contextlib.contextmanager
@@ -197,21 +210,39 @@ def check_described(name: epath.Path) -> None:
   """Check that the bucket of a folder can be described.
 
   Orbax asks Google Cloud Storage for the description of a bucket before it
-  lists checkpoints; the roles for objects alone do not permit that.
+  lists checkpoints; the roles for objects alone do not permit that. It asks by
+  `google.cloud.storage.Client()`, which may find other credentials than gcsfs
+  and needs a project, so this does the same.
+
+  Args:
+    name: of the folder, in `gs://`.
 
   Raises:
-    OSError: it cannot; names the permission.
+    OSError: it cannot; names the permission, or the credentials that are used.
   """
-  system, root = file_system(name)
-  bucket = root.partition("/")[0]
-  with store_errors(name):
-    try:
-      system.call("GET", f"b/{bucket}")
-    except OSError as error:
-      raise OSError(
-        f"{error}; checkpoints need the permission storage.buckets.get, which"
-        " roles/storage.legacyBucketReader has"
-      ) from error
+  from google.api_core import exceptions
+  from google.auth import exceptions as auth_exceptions
+  from google.cloud import storage as cloud_storage
+
+  try:
+    cloud_storage.Client().get_bucket(name.parts[2])
+  except exceptions.Forbidden as error:
+    advice = (
+      "checkpoints need the permission storage.buckets.get, which"
+      " roles/storage.legacyBucketReader has"
+    )
+    raise _unusable(name, error, advice) from error
+  except (
+    exceptions.GoogleAPIError,
+    auth_exceptions.GoogleAuthError,
+    OSError,
+  ) as error:
+    advice = (
+      "checkpoints need the description of the bucket; check the connection,"
+      " the application default credentials (gcloud auth application-default"
+      " login) and their project (GOOGLE_CLOUD_PROJECT)"
+    )
+    raise _unusable(name, error, advice) from error
 
 
 def check_readable(name: str | os.PathLike[str]) -> None:

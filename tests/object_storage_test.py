@@ -176,18 +176,39 @@ def test_40_000_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
 ):
   folder = shutil.copytree(dataset, tmp_path / "many")
   metadata = json.loads((folder / shards.METADATA).read_text())
-  empty = [f"{number}.empty" for number in range(40_000)]
+  info = json.loads((folder / "dataset_info.json").read_text())
+  (train,) = info["splits"]
+  # Those that have no bytes are never opened; each describes one record.
+  count = len(train["shardLengths"]) + 40_000
+  train["shardLengths"] = ["1"] * count
+  (folder / "dataset_info.json").write_text(json.dumps(info))
+  names = [shards.published_name("train", n, count) for n in range(count)]
+  for number in range(3):
+    old = shards.published_name("train", number, 3)
+    (folder / old).rename(folder / names[number])
+    metadata["files"][names[number]] = metadata["files"].pop(old)
+  index = shards.index_path(folder, "train")
+  rows = np.load(index)
+  np.save(index, np.concatenate([rows, np.repeat(rows[-1:], 40_000, 0)]))
+  empty = names[3:]
   metadata["files"] |= dict.fromkeys(empty, 0)
+  for name in ("dataset_info.json", index.name):
+    metadata["files"][name] = (folder / name).stat().st_size
+    metadata["digests"][name] = shards.digest(folder / name)
   (folder / shards.METADATA).write_text(json.dumps(metadata))
   url = upload(folder, f"{bucket}/many")
   before = len(bucket_endpoint.requests)
   with bucket_endpoint.store.empty_objects(url, empty):
-    assert len(builder.read(url)) == 3
+    split = builder.read(url)
+    assert len(split) == count
+    assert split[2].id == random_records.record(2).id
+    assert split.data.place(count - 1) == (f"{url}/{names[-1]}", 0)
   requests_made = bucket_endpoint.requests[before:]
   # Connections that were closed are tried again: the number of requests
   # differs by one or two between runs.
   assert len(requests_made) < 40
-  assert not [path for _, path in requests_made if ".empty" in path]
+  asked = [path for _, path in requests_made if f"-of-{count:05d}" in path]
+  assert asked and all(names[2] in path for path in asked)
 
 
 def test_a_store_that_cannot_be_read_is_no_damaged_record(

@@ -587,11 +587,13 @@ class EvalRecords:
   Attributes:
     settings: of the loader: first caption, no random crop, no workers.
     splits: of the sources.
+    positions: of each of them in `data.sources`, which ids count.
     buckets: bucket index of each record of each split, -1 for none.
   """
 
   settings: settings_lib.LoaderConfig
   splits: tuple[builder.Split, ...]
+  positions: tuple[int, ...]
   buckets: tuple[np.ndarray, ...]
 
   def records(self) -> Iterator[schema.Record]:
@@ -648,14 +650,23 @@ class EvalRecords:
           each,
           leave_out=None if damaged is None else self._leave_out(damaged),
         )
+        made = made._replace(ids=self._ids(made.ids))
         yield _received(made, self.settings.max_text_len)
+
+  def _ids(self, ids: np.ndarray) -> np.ndarray:
+    """Ids that count all sources, from ids that count those of the split."""
+    split, number = np.divmod(ids, 1 << schema.INDEX_BITS)
+    source = np.asarray(self.positions)[split]
+    return np.where(ids < 0, ids, source << schema.INDEX_BITS | number)
 
   def _leave_out(
     self, damaged: DamagedRecords
   ) -> Callable[[int, ValueError], None]:
     """What is done about a damaged record."""
     split = self.splits[0].name
-    return lambda bad, problem: damaged.leave_out(split, bad, str(problem))
+    return lambda bad, problem: damaged.leave_out(
+      split, int(self._ids(np.asarray(bad))), str(problem)
+    )
 
 
 def open_eval(
@@ -666,10 +677,14 @@ def open_eval(
   Raises:
     ValueError: no source has it, records fit no bucket, or as `loader.load`.
   """
-  sources = tuple(
-    dataclasses.replace(source, split=split)
-    for source in settings.sources
+  positions = tuple(
+    number
+    for number, source in enumerate(settings.sources)
     if split in builder.splits(source.path)
+  )
+  sources = tuple(
+    dataclasses.replace(settings.sources[number], split=split)
+    for number in positions
   )
   if not sources:
     raise ValueError(
@@ -683,4 +698,6 @@ def open_eval(
   )
   splits = open_sources(settings)
   buckets = tuple(settings_lib.assign(settings, split) for split in splits)
-  return EvalRecords(settings=settings, splits=splits, buckets=buckets)
+  return EvalRecords(
+    settings=settings, splits=splits, positions=positions, buckets=buckets
+  )

@@ -282,7 +282,13 @@ def _loop(
       with timer.measure(goodput.EVALUATION):
         _evaluate(context, state, number, bar)
     while number < total and not stop(number):
-      profiler.at(number)
+      if profiler.due(number):
+        if last is not None:
+          accumulator.add(last)
+          last = None
+        with watchdog.unlimited("starting or storing a profiler trace"):
+          profiler.at(number)
+        accumulator.pause()
       watchdog.begin(number)
       began = time.perf_counter()
       watchdog.at("waiting for data")
@@ -349,7 +355,6 @@ def _loop(
       bar.update()
     if last is not None:
       accumulator.add(last)
-  profiler.end()
   with (
     timer.measure(goodput.CHECKPOINT),
     watchdog.unlimited("saving a checkpoint"),
@@ -357,6 +362,9 @@ def _loop(
     _save(context, state, number)
     context.manager.wait()
   context.logs.flush()
+  # Last: the upload must not take the time in which an interrupted run saves.
+  with watchdog.unlimited("storing a profiler trace"):
+    profiler.end()
   _log.info(timer.line())
   accumulator.log_slowest_host()
   if number < total:
@@ -655,6 +663,10 @@ class Profiler:
     self._steps = range(*context.intervals.profile_steps)
     self._directory, self._on = f"{context.directory}/trace", False
     self._spool = contextlib.ExitStack()
+
+  def due(self, number: int) -> bool:
+    """Whether the trace starts or stops before step `number`."""
+    return (number in self._steps) != self._on
 
   def at(self, number: int) -> None:
     """Start or stop the trace before step `number`."""

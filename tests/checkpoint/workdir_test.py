@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from google.api_core import exceptions
+from google.cloud import storage as cloud_storage
 
+from ovi_jax import storage
 from ovi_jax.checkpoint import workdir
+from tests.lib import bucket as buckets
 
 CONFIG = {
   "steps": 10,
@@ -123,3 +127,50 @@ def test_a_bucket_that_may_not_be_described_is_refused(bucket, bucket_endpoint):
   with pytest.raises(OSError, match=r"need the .* storage\.buckets\.get") as e:
     workdir.locate(f"{bucket}/run")
   assert "\n" not in str(e.value)
+  assert str(e.value).startswith(f"{bucket}/run: cannot use {bucket} (")
+  assert buckets.ACCOUNT in str(e.value)
+  assert str(e.value).endswith("roles/storage.legacyBucketReader has")
+
+
+# Credentials of a person, which name no project.
+PERSON = {
+  "type": "authorized_user",
+  "client_id": "a",
+  "client_secret": "b",
+  "refresh_token": "c",
+}
+
+
+@pytest.mark.parametrize(
+  ("credentials", "said"),
+  [(None, "DefaultCredentialsError: "), (PERSON, "OSError: Project was not ")],
+)
+def test_credentials_that_orbax_cannot_use_are_refused(
+  bucket, tmp_path, monkeypatch, credentials, said
+):
+  """gcsfs finds others, so that a run would end when it is started again."""
+  for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+  monkeypatch.setenv("NO_GCE_CHECK", "true")
+  monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+  if credentials is not None:
+    file = tmp_path / "application_default_credentials.json"
+    file.write_text(json.dumps(credentials))
+  with pytest.raises(OSError, match=rf"cannot use {bucket} \({said}") as e:
+    storage.check_described(storage.path(f"{bucket}/run"))
+  assert "\n" not in str(e.value)
+  assert "gcloud auth application-default login" in str(e.value)
+  assert "storage.buckets.get" not in str(e.value)
+
+
+def test_a_store_that_does_not_answer_is_not_called_a_lack_of_permission(
+  bucket, monkeypatch
+):
+  def ends(client, name):
+    raise exceptions.ServiceUnavailable("try again")
+
+  monkeypatch.setattr(cloud_storage.Client, "get_bucket", ends)
+  with pytest.raises(OSError, match=r"503 try again\); .* connection") as e:
+    workdir.locate(f"{bucket}/run")
+  assert "storage.buckets.get" not in str(e.value)

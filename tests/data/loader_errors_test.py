@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 from ovi_jax.data import builder
 from ovi_jax.data import loader
+from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from tests.lib import random_records
@@ -269,6 +271,31 @@ def test_damaged_records_within_a_budget_are_replaced(
   assert len(said) == 1
   assert said[0].startswith(f"record 0:{bad} is replaced by 0:")
   assert "(1 of at most 1): " in said[0] and "is damaged" in said[0]
+
+
+def test_held_out_ids_count_all_sources(sounds, tmp_path):
+  """Also those before it that lack the split, see `record_ids`."""
+  path = tmp_path / "train_only"
+  builder.write(
+    path,
+    {"train": random_records.sounds([4])},
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
+  )
+  copy = shutil.copytree(sounds, tmp_path / "copy")
+  shard = max(copy.glob("*test.array_record*"))
+  data = bytearray(shard.read_bytes())
+  data[900] ^= 255
+  shard.write_bytes(bytes(data))
+  told = []
+  budget = types.SimpleNamespace(
+    leave_out=lambda split, bad, problem: told.append(record_ids.name(bad))
+  )
+  records = loader.open_eval(record_loader.settings(path, copy))
+  ids = np.concatenate([b.ids for b in records.batches(2, damaged=budget)])
+  named = [record_ids.name(i) for i in ids if i >= 0] + told
+  assert len(told) == 1
+  assert sorted(named) == [f"1:{number}" for number in range(5)]
 
 
 def test_damaged_held_out_records_count_against_the_same_budget(

@@ -31,6 +31,12 @@ from gcp_storage_emulator.handlers import buckets
 
 logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 FORBIDDEN = "forbidden"  # a bucket that exists and answers 403
+# Of the length of real accounts; and what Google Cloud Storage answers it.
+ACCOUNT = f"{'training-nodes':-<30}@{'project':-<30}.iam.gserviceaccount.com"
+_DENIED = (
+  "{account} does not have {permission} access to the Google Cloud Storage"
+  " bucket. Permission '{permission}' denied on resource (or it may not exist)."
+)
 _BUCKET = re.compile(r"^(?:/(?:upload|download))?(?:/storage/v1)?/b/([-.\w]+)")
 _DESCRIBED = re.compile(r"^(?:/storage/v1)?/b(?:/[-.\w]+)?/?(?:\?.*)?$")
 
@@ -195,7 +201,8 @@ class _Handler(emulator.RequestHandler):
     is_object = not _DESCRIBED.match(self.path)
     is_refused = method != "GET" or self._bucket in store.undescribed
     if not is_object and is_refused:
-      self._refuse(403, "the caller does not have storage.buckets access")
+      permission = f"storage.buckets.{'get' if method == 'GET' else 'create'}"
+      self._refuse(403, _DENIED.format(account=ACCOUNT, permission=permission))
       return
     if "/moveTo/" in self.path:  # the emulator has none: gcsfs copies instead
       self._refuse(400, "moveTo is not supported")

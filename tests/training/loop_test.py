@@ -1,5 +1,6 @@
 """The training loop: restarts, signals, non-finite losses, logs."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -272,6 +273,73 @@ def test_a_trace_of_a_run_in_a_store_is_uploaded(bucket):
   profiler.end()
   system, root = storage.file_system(f"{bucket}/run/trace")
   assert any(name.endswith(".xplane.pb") for name in system.find(root))
+
+
+@pytest.mark.parametrize(
+  ("end", "expected"),
+  [
+    # The run is interrupted while it is traced.
+    (5, ["start", "pause", "save", "unlimited", "upload"]),
+    (2, ["start", "pause", "unlimited", "upload", "pause", "save"]),
+  ],
+)
+def test_a_trace_is_uploaded_after_the_last_checkpoint_and_not_timed(
+  monkeypatch, end, expected
+):
+  events, state = [], types.SimpleNamespace(step=0, sharding=None)
+  metrics = steps.StepMetrics(
+    np.ones(()), {}, np.ones(()), np.zeros((), bool), np.int32(0)
+  )
+
+  class Watchdog:
+    begin = at = staticmethod(lambda _: None)
+    is_on = True
+
+    @contextlib.contextmanager
+    def unlimited(self, phase):
+      self.is_on = False
+      yield
+      self.is_on = True
+
+  watch = Watchdog()
+
+  def upload(profiler):
+    if not watch.is_on:
+      events.append("unlimited")
+    events.append("upload")
+
+  class Accumulator(loop.MetricAccumulator):
+    add = log_slowest_host = lambda *_: None
+
+    def pause(self):
+      if events:
+        events.append("pause")
+
+  monkeypatch.setattr(loop, "MetricAccumulator", Accumulator)
+  monkeypatch.setattr(
+    loop, "compile_step", lambda *_: lambda s, b: (s, metrics)
+  )
+  monkeypatch.setattr(loop, "_save", lambda *_: events.append("save"))
+  monkeypatch.setattr(loop.Profiler, "_upload", upload)
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+  monkeypatch.setattr(
+    jax.profiler, "start_trace", lambda _: events.append("start")
+  )
+  context = types.SimpleNamespace(
+    step_config=small_step.step_config(num_train_steps=STEPS)[0],
+    intervals=loop.Intervals(log_every=0, profile_steps=(1, end)),
+    timer=goodput.Timer(),
+    directory="run",
+    input=Cycle(),
+    encode_batch=lambda host, mesh: host,
+    mesh=None,
+    num_buckets=1,
+    cost=None,
+    logs=types.SimpleNamespace(flush=lambda: None),
+    manager=types.SimpleNamespace(wait=lambda: None),
+  )
+  assert not loop._loop(context, state, lambda number: number == 4, watch)
+  assert events == expected
 
 
 def test_more_bad_steps_than_allowed_end_the_run(tmp_path, log_lines):
