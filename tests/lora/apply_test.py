@@ -225,6 +225,39 @@ def test_whole_kernels_of_8_bits_are_refused_before_weights_are_loaded(
   pipe.set_lora(f"{tmp_path / 'lora'}:0/1")
 
 
+def test_a_restricted_pipeline_has_the_loras_of_the_whole(tmp_path):
+  whole = ovi_jax.Pipeline.from_pretrained()
+  part = whole.restricted("audio")
+  path = str(tmp_path / "lora")
+  files.write(path, random_loras.make(SMALL, alpha=False, diffs=False), SMALL)
+
+  def applied():
+    return sum(
+      name[-1].endswith(low_rank.DOWN)
+      for name in traverse_util.flatten_dict(part._denoiser().params)
+    )
+
+  def recorded():
+    (job,), _ = planning.plan(
+      requests.from_prompt("a", seconds=0.5),
+      settings_lib.Settings.from_overrides({}),
+      part.components,
+      tmp_path,
+      "",
+    )
+    return len(job.recipe["loras"])
+
+  assert (applied(), recorded()) == (0, 0)
+  whole.set_lora(path)
+  assert applied() > 0 and recorded() == 1
+  with pytest.raises(ValueError, match="set_lora: expected the pipeline of"):
+    part.set_lora("")
+  assert applied() > 0 and recorded() == 1
+  whole.set_lora("")
+  assert (applied(), recorded()) == (0, 0)
+  assert part.restricted("audio") is part
+
+
 def test_extraction_keeps_other_differences_whole(tmp_path):
   made = random_loras.make(
     SMALL, lambda s: s.path.endswith("cross_norm/bias") and s.block == 2
