@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import ovi_jax
 from configs import sample
@@ -21,6 +22,7 @@ from ovi_jax.models import low_rank
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import planning
+from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
@@ -232,10 +234,8 @@ def test_a_restricted_pipeline_has_the_loras_of_the_whole(tmp_path):
   files.write(path, random_loras.make(SMALL, alpha=False, diffs=False), SMALL)
 
   def applied():
-    return sum(
-      name[-1].endswith(low_rank.DOWN)
-      for name in traverse_util.flatten_dict(part._denoiser().params)
-    )
+    paths = traverse_util.flatten_dict(part._denoiser().params, sep="/")
+    return sum(low_rank.DOWN in path for path in paths)
 
   def recorded():
     (job,), _ = planning.plan(
