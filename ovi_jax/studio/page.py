@@ -251,7 +251,7 @@ class Functions:
       with self.engine.planner.public_errors():
         found = events.find(self.engine.store.folder / clip.name)
       if len(self._events) >= MAX_SHOWN:
-        self._events.clear()  # meanwhile another thread may store one
+        self._events.clear()
       self._events[clip.name] = clip.version, found
     return dict(found.present())
 
