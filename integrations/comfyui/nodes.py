@@ -85,11 +85,6 @@ class OviVideo:
         "video": ("VIDEO", {"tooltip": "A sound is generated for this video."}),
         "audio": ("AUDIO", {"tooltip": "A video is generated for this sound."}),
         "extend": ("VIDEO", {"tooltip": "Video to continue."}),
-        "seconds": ("FLOAT", _SECONDS),
-        "generate": (
-          ["both", "video"],
-          {"default": "both", "tooltip": "Video with sound, or silent."},
-        ),
         "keep": (
           "STRING",
           {
@@ -104,6 +99,12 @@ class OviVideo:
             "multiline": True,
             "tooltip": "Empty: the default of the weights.",
           },
+        ),
+        # Workflows have values by place: new widgets come last.
+        "seconds": ("FLOAT", _SECONDS),
+        "generate": (
+          ["both", "video"],
+          {"default": "both", "tooltip": "Video with sound, or silent."},
         ),
         "lora": ("OVI_LORA",),
       },
@@ -170,7 +171,7 @@ class OviSound:
   def INPUT_TYPES(cls) -> dict[str, Any]:
     inputs = OviVideo.INPUT_TYPES()
     required = ("prompt", "seed", "num_steps", "audio_guidance", "url")
-    optional = ("audio", "seconds", "keep", "negative_prompt", "lora")
+    optional = ("audio", "keep", "negative_prompt", "seconds", "lora")
     return {
       "required": {name: inputs["required"][name] for name in required},
       "optional": {

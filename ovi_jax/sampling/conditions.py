@@ -49,8 +49,9 @@ MAX_INTERVALS = 100
 MAX_EXTENDED_SECONDS = 3600.0
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
 # A part of a file, as W3C's Media Fragments name it.
+_PART = "#t="
 _FRAGMENT = re.compile(
-  rf"(.*)#t=({_NUMBER})?(?:,({_NUMBER}))?", re.ASCII | re.DOTALL
+  rf"(.*){_PART}({_NUMBER})?(?:,({_NUMBER})?)?", re.ASCII | re.DOTALL
 )
 _INTERVAL = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*", re.ASCII)
 _EPSILON = 1e-6  # seconds
@@ -202,11 +203,28 @@ def split_span(
     return path, ANY
   start, end = float(match[2] or 0), float(match[3] or math.inf)
   if start >= end or match[2] is match[3] is None:
-    raise ValueError(
-      "expected a part FILE#t=START,END in seconds, START before END, got"
-      f" {untrusted.printable(os.fspath(path)[len(match[1]) :], 40)!r}"
-    )
+    raise ValueError(_expected_part(os.fspath(path)[len(match[1]) :]))
   return match[1], (start, end)
+
+
+def unread_part(path: str | os.PathLike[str]) -> str:
+  """What is wrong with the part that the name of a missing file may end in.
+
+  Args:
+    path: that `split_span` returned.
+
+  Returns:
+    The problem; empty if the name has no such end.
+  """
+  _, mark, part = os.fspath(path).rpartition(_PART)
+  return _expected_part(mark + part) if mark else ""
+
+
+def _expected_part(found: str) -> str:
+  return (
+    "expected a part FILE#t=START,END in seconds such as #t=1.5,4, START before"
+    f" END, got {untrusted.printable(found, 40)!r}"
+  )
 
 
 def with_span(path: str | os.PathLike[str], span: Sequence[float]) -> str:

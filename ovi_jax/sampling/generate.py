@@ -217,9 +217,6 @@ def _make(
         pass
       return
     path = made.job.path
-    if made.maps is not None:
-      clip, maps = made.clip, made.maps
-      attention_maps.write(path, clip.video, clip.audio, maps, heads or ())
     image = made.job.request.image
     if made.job.request.first_frame is not None and image is not None:
       with (
@@ -228,6 +225,9 @@ def _make(
       ):
         shutil.copyfile(local, temporary)
     made.write(path, save_latents=save_latents)
+    if made.maps is not None:  # later than the clip, see `studio.maps`
+      clip, maps = made.clip, made.maps
+      attention_maps.write(path, clip.video, clip.audio, maps, heads or ())
     _log.info("wrote %s", path)
 
   pipeline = pipelines.Pipeline(components, keep_loaded=False)

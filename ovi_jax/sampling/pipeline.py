@@ -257,10 +257,18 @@ class Pipeline:
         "expected weights that are opened; open a directory with"
         " Pipeline.from_pretrained(DIR)"
       )
-    self.components = components
+    self._components = components
     self.keep_loaded = keep_loaded
     self._loaded: dict[str, Any] = {}
     self._whole: Pipeline | None = None
+
+  @property
+  def components(self) -> denoisers.SamplingComponents:
+    """The opened weights; those of one tower have the LoRAs of the whole."""
+    if self._whole is None:
+      return self._components
+    loras = self._whole.components.loras
+    return dataclasses.replace(self._components, loras=loras)
 
   @classmethod
   def from_pretrained(
@@ -307,14 +315,21 @@ class Pipeline:
         the strength of each tower; empty for none.
 
     Raises:
-      ValueError: a file is missing or damaged, or does not fit the weights; the
-        LoRAs are then as they were.
+      ValueError: a file is missing or damaged, or does not fit the weights, or
+        this pipeline is one of `restricted`; the LoRAs are then as they were.
     """
-    self.components = planning.with_loras(self.components, lora)
+    if self._whole is not None:
+      raise ValueError(
+        "set_lora: expected the pipeline of the whole weights, got one of"
+        " `restricted`, which has the LoRAs of the whole; call set_lora there"
+      )
+    self._components = planning.with_loras(self.components, lora)
     self._loaded.pop(_ADAPTED, None)
 
   def restricted(self, generate: str) -> "Pipeline":
-    """These weights for one tower; loaded components are shared.
+    """These weights for one tower; loaded components and LoRAs are shared.
+
+    `set_lora` of this pipeline changes both.
 
     Args:
       generate: "both", or "video" or "audio" for that tower alone.
@@ -323,7 +338,7 @@ class Pipeline:
       ValueError: it is unknown, or this pipeline is of another tower.
     """
     components = planning.restricted(self.components, generate)
-    if components is self.components:
+    if components.generates == self.components.generates:
       return self
     made = Pipeline(components, keep_loaded=self.keep_loaded)
     made._loaded, made._whole = self._loaded, self

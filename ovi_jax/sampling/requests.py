@@ -441,14 +441,19 @@ def _request(
   spans = {}
   for name in conditions.FILES:
     if name in fields:
-      if name in conditions.TRIMMED and isinstance(
-        fields[name], str | os.PathLike
-      ):
+      is_path = isinstance(fields[name], str | os.PathLike)
+      trimmed = name in conditions.TRIMMED and is_path
+      if trimmed:
         fields[name], span = _split_span(name, fields[name])
         spans |= {name: span} if span != conditions.ANY else {}
       said = {"last_image": "last image", "extend": "file to extend"}
       what = said.get(name, name)
-      fields[name] = _find(fields[name], what, folders)
+      try:
+        fields[name] = _find(fields[name], what, folders)
+      except ValueError as error:
+        if trimmed and (problem := conditions.unread_part(fields[name])):
+          raise ValueError(f"{name}: {problem}") from error
+        raise
   return Request(
     prompt=prompt,
     image=None if image is None else _find(image, "image", folders),

@@ -328,6 +328,10 @@ class Engine:
         self._remove_clip(self.store.folder / clip)
     self._notify()
 
+  def kept_clips(self) -> contextlib.AbstractContextManager[Any]:
+    """While it is entered, no clip is deleted and no name is claimed."""
+    return self._clips
+
   def preview(self, id: str) -> previews.Preview | None:
     """The latest preview of a running job; `None` if there is none.
 
@@ -600,6 +604,8 @@ class Engine:
         self.store.finish(id, path.name, owns_clip=owns_clip)
         return None
       if not path.exists():
+        # Of a clip that was removed without them.
+        attention_maps.remove_stale(path)
         self.store.claim(id, path.name)
         owns_clip = True
       clip = dataclasses.replace(clip, path=path, recipe=recipe)
@@ -721,7 +727,8 @@ class Engine:
       planned.id, path.name, owns_clip=planned.owns_clip
     ):
       if planned.owns_clip:
-        self._remove_clip(path)
+        with self._clips:
+          self._remove_clip(path)
       return
     _log.info("wrote %s", path)
     now = time.monotonic()

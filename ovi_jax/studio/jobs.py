@@ -450,9 +450,12 @@ class JobStore:
       )
 
   def made(self, clip: str) -> Job | None:
-    """The first job that ended with a clip; `None` if there is none."""
+    """The latest job that ended with a clip; `None` if there is none.
+
+    Earlier ones may be of a clip of this name that was removed by hand.
+    """
     with self._lock:
-      rows = self._rows("WHERE clip = ? ORDER BY number LIMIT 1", (clip,))
+      rows = self._rows("WHERE clip = ? ORDER BY number DESC LIMIT 1", (clip,))
     return _job(rows[0], 0) if rows else None
 
   def delete(self, id: str) -> str | None:

@@ -111,6 +111,7 @@ class Functions:
     self._length = components.text_length
     self._tokenizer = components.tokenizer()
     self.gallery = galleries.Gallery(engine.store.folder)
+    self._films = maps.Films(engine, self.gallery)
     # By clip: its version and its events.
     self._events: dict[str, tuple[str, AV[list[float]]]] = {}
     self.examples = galleries.Gallery(_assets() / "examples")
@@ -245,17 +246,19 @@ class Functions:
   def find_events(self, name: Any) -> dict[str, Any]:
     """Seconds at which something happens in the picture and the sound."""
     clip = self.gallery.find(_a_text(name, 1000))
-    if self._events.get(clip.name, ("",))[0] != clip.version:
-      found = events.find(self.engine.store.folder / clip.name)
+    version, found = self._events.get(clip.name, ("", AV()))
+    if version != clip.version:
+      with self.engine.planner.public_errors():
+        found = events.find(self.engine.store.folder / clip.name)
       if len(self._events) >= MAX_SHOWN:
         self._events.clear()
       self._events[clip.name] = clip.version, found
-    return dict(self._events[clip.name][1].present())
+    return dict(found.present())
 
   def draw_attention(self, name: Any) -> dict[str, Any]:
     """Where the clip with its attention maps is; draws them first."""
     clip = self.gallery.find(_a_text(name, 1000))
-    maps.film(self.engine, clip)
+    self._films.film(clip)
     return {"source": f"{MAPS}/{parse.quote(clip.stem)}.mp4?v={clip.version}"}
 
   def list_clips(self, asked: Any = None) -> dict[str, Any]:
@@ -363,8 +366,10 @@ def _answer(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     except jobs.UnknownJobError:
       return {"error": "there is no such job; it may have been removed"}
     except jobs.StorageError as error:
-      _log.error("not stored: %s", error)
-      return {"error": "the server cannot store this now; try again later"}
+      _log.error("not read or stored: %s", error)
+      return {
+        "error": "the server cannot read or store this now; try again later"
+      }
 
   return answer
 
@@ -541,9 +546,13 @@ def _file(gallery: galleries.Gallery, name: str) -> responses.Response:
 def _film(gallery: galleries.Gallery, name: str) -> responses.Response:
   """The attention maps of a clip."""
   try:
-    path = attention_maps.files_of(gallery.path(name))[0]
+    clip = gallery.path(name)
+    path = attention_maps.files_of(clip)[0]
     inside = f"{path.parent.name}/{path.name}"
-    return _media(files.inside(gallery.folder, inside))
+    film = pathlib.Path(files.inside(gallery.folder, inside))
+    if not maps.is_current(film, clip):
+      raise ValueError("the maps are of an earlier clip")
+    return _media(film)
   except (OSError, ValueError) as error:
     raise fastapi.HTTPException(404, "there are no such maps") from error
 

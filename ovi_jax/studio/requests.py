@@ -47,8 +47,8 @@ SETTINGS = (
   "negative_prompt",
   "conditioning",
 )
-# Given files. A voice, once sampling takes one, is another name here and in
-# `schema.FILES`.
+# Given files. Sampling takes a reference voice, too; the studio does not offer
+# it.
 FILES = ("image", "last_image", "video", "audio", "extend")
 GIVEN = (*FILES, "trim", "keep", "keep_audio_until")
 _PICTURES = ("image", "last_image")
@@ -102,7 +102,8 @@ class Checked:
 class Weights(Protocol):
   """What checks need of a `sampling.pipeline.Pipeline`."""
 
-  components: denoisers.SamplingComponents
+  @property
+  def components(self) -> denoisers.SamplingComponents: ...
 
 
 class Planner:

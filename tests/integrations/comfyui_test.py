@@ -293,3 +293,9 @@ def test_loras_are_chained(nodes):
   assert node.add(" b.safetensors ", -1.0, first) == (
     "a.safetensors:0.5,b.safetensors:-1",
   )
+
+
+def test_new_widgets_come_after_those_of_saved_workflows(nodes):
+  optional = nodes["OviVideo"].INPUT_TYPES()["optional"]
+  widgets = [n for n, (kind, *_) in optional.items() if _kind(kind) in WIDGETS]
+  assert widgets == ["keep", "negative_prompt", "seconds", "generate"]

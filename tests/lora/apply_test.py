@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import ovi_jax
 from configs import sample
@@ -21,6 +22,7 @@ from ovi_jax.models import low_rank
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import planning
+from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
@@ -223,6 +225,37 @@ def test_whole_kernels_of_8_bits_are_refused_before_weights_are_loaded(
     pipe.set_lora(f"{tmp_path / 'lora'}:0.5")
   assert pipe.components.loras is adapted
   pipe.set_lora(f"{tmp_path / 'lora'}:0/1")
+
+
+def test_a_restricted_pipeline_has_the_loras_of_the_whole(tmp_path):
+  whole = ovi_jax.Pipeline.from_pretrained()
+  part = whole.restricted("audio")
+  path = str(tmp_path / "lora")
+  files.write(path, random_loras.make(SMALL, alpha=False, diffs=False), SMALL)
+
+  def applied():
+    paths = traverse_util.flatten_dict(part._denoiser().params, sep="/")
+    return sum(low_rank.DOWN in path for path in paths)
+
+  def recorded():
+    (job,), _ = planning.plan(
+      requests.from_prompt("a", seconds=0.5),
+      settings_lib.Settings.from_overrides({}),
+      part.components,
+      tmp_path,
+      "",
+    )
+    return len(job.recipe["loras"])
+
+  assert (applied(), recorded()) == (0, 0)
+  whole.set_lora(path)
+  assert applied() > 0 and recorded() == 1
+  with pytest.raises(ValueError, match="set_lora: expected the pipeline of"):
+    part.set_lora("")
+  assert applied() > 0 and recorded() == 1
+  whole.set_lora("")
+  assert (applied(), recorded()) == (0, 0)
+  assert part.restricted("audio") is part
 
 
 def test_extraction_keeps_other_differences_whole(tmp_path):

@@ -253,6 +253,7 @@ def test_seconds_are_taken_as_they_are(folder):
     ("a.mp4#t=1.5,4", "a.mp4", (1.5, 4.0)),
     ("gs://b/a#t=1", "gs://b/a", (1.0, np.inf)),
     ("a#t=1#t=,2", "a#t=1", (0.0, 2.0)),
+    ("a#t=5,", "a", (5.0, np.inf)),
     ("a#t=x", "a#t=x", conditions.ANY),
   ],
 )
@@ -288,6 +289,10 @@ def test_a_part_of_a_file_is_used(folder):
     ("#t=2,3", "clip.mp4: the part begins at 2 s, the file lasts 1.04"),
     ("#t=0.5,0.5", "video: expected a part FILE#t=START,END"),
     ("#t=", "video: expected a part"),
+    ("#t=,", "video: expected a part .* got '#t=,'"),
+    ("#t=-1,3", "video: expected a part FILE#t=START,END in .* got '#t=-1,3'"),
+    ("#t=nan,3", "video: expected a part .* got '#t=nan,3'"),
+    ("#t=0:01,0:02", "video: expected a part .* got '#t=0:01,0:02'"),
   ):
     with pytest.raises(ValueError, match=message):
       requests.expand(asked(folder, video=clip_at + wrong), 1, 3, **SIZE)

@@ -349,6 +349,22 @@ def test_events_are_found_once_for_each_version_of_a_clip(
     assert "error" in page._answer(functions.find_events)(strange)
 
 
+def test_events_are_answered_though_they_are_forgotten_meanwhile(
+  engine, tmp_path, monkeypatch
+):
+  class Forgetful(dict):
+    """Another thread clears it as soon as something is stored."""
+
+    def __setitem__(self, key, value):
+      pass
+
+  add_clip(tmp_path, "clip", {"prompt": PROMPT})
+  monkeypatch.setattr(page.events, "find", lambda _: AV(audio=[0.5]))
+  functions = page.Functions(engine)
+  functions._events = Forgetful()
+  assert functions.find_events("clip.mp4") == {"audio": [0.5]}
+
+
 def test_sound_alone_is_in_the_gallery(engine, tmp_path):
   add_clip(tmp_path, "clip", {"prompt": PROMPT})
   (tmp_path / "clip.mp4").rename(tmp_path / "clip.wav")
