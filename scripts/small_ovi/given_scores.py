@@ -150,8 +150,7 @@ def long(folder: pathlib.Path) -> list[scores.Score]:
     picture.append(smooth(picture_jumps(frames_THWC), at))
     if wave_A is not None:
       jumps_A = np.abs(np.diff(wave_A))
-      places = [round(frame / fps * rate) for frame in at]
-      sound.append(smooth(jumps_A, places, _NEAR))
+      sound.append(smooth(jumps_A, sound_seams(told, rate), _NEAR))
   return [
     scores.score(f"sync F1, first {_PART:g} s", early),
     scores.score(f"sync F1, from {_LATER:g} s", late),
@@ -178,16 +177,37 @@ def seams(told: dict) -> list[int]:
   Args:
     told: the JSON beside a clip.
   """
+  stride = geometry.VIDEO_STRIDES[0]
+  return [1 + stride * (w.start + w.given - 1) for w in _windows(told)[1:]]
+
+
+def sound_seams(told: dict, rate: int = geometry.SAMPLE_RATE) -> list[int]:
+  """Samples in the middle of the cross-fades from window to window.
+
+  `windows.SoundJoiner` fades in the middle of what two windows share.
+
+  Args:
+    told: the JSON beside a clip.
+    rate: of the sound, Hz.
+  """
+  scale = geometry.SAMPLES_PER_AUDIO_LATENT * rate / geometry.SAMPLE_RATE
+  return [
+    round((window.audio_start + window.audio_given / 2) * scale)
+    for window in _windows(told)[1:]
+  ]
+
+
+def _windows(told: dict) -> tuple[windows.Window, ...]:
+  """The windows that a clip was generated in."""
   made = told["windows"]
+  seconds = windows.seconds_of(made["latent_frames"])
   window = geometry.Clip(
     latent_frames=made["latent_frames"],
     latent_height=2,
     latent_width=2,
-    audio_latents=1,
+    audio_latents=int(seconds * geometry.AUDIO_LATENT_RATE),
   )
-  planned = windows.plan(told["latent_frames"], window, made["overlap"])
-  stride = geometry.VIDEO_STRIDES[0]
-  return [1 + stride * (each.start + each.given - 1) for each in planned[1:]]
+  return windows.plan(told["latent_frames"], window, made["overlap"])
 
 
 def picture_jumps(frames_THWC: np.ndarray) -> np.ndarray:
