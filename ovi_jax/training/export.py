@@ -240,8 +240,8 @@ def inherited_advice(
   """The sampling advice that a run's towers got from weights and training.
 
   Runs that started from other runs are followed. Advice that follows from the
-  settings of a run replaces that of what it started from, but for a scale of the
-  reference voice that is there already.
+  settings of a run replaces that of what it started from, except a scale of the
+  reference voice that the weights advise.
 
   Args:
     workdir: of the run.

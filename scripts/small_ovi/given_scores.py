@@ -43,7 +43,7 @@ SECONDS = 20.0  # of long clips
 _PART = 5.0  # seconds at the beginning and the end that are compared
 _LATER = 10.0  # where the later part of a long clip begins
 _PERCENTILE = 95  # of jumps elsewhere, which one at a seam is held against
-_NEAR = geometry.SAMPLE_RATE // 10  # samples around a seam
+_NEAR = 0.1  # seconds of sound on either side of a seam
 
 
 def draw(folder: pathlib.Path, count: int, seed: int) -> None:
@@ -150,7 +150,8 @@ def long(folder: pathlib.Path) -> list[scores.Score]:
     picture.append(smooth(picture_jumps(frames_THWC), at))
     if wave_A is not None:
       jumps_A = np.abs(np.diff(wave_A))
-      sound.append(smooth(jumps_A, sound_seams(told, rate), _NEAR))
+      near = round(_NEAR * rate)
+      sound.append(smooth(jumps_A, sound_seams(told, rate), near))
   return [
     scores.score(f"sync F1, first {_PART:g} s", early),
     scores.score(f"sync F1, from {_LATER:g} s", late),
