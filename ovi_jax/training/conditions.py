@@ -289,7 +289,8 @@ def sample_reference(
 
   Returns:
     The span; of length 0 for an example without reference, or one that is too
-    short for it: some of its sound keeps its loss. `None` if no example has one.
+    short for it, as some of its sound keeps its loss. `None` if no example has
+    one.
   """
   share = config.audio.reference
   if not share:
