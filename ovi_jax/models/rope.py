@@ -136,8 +136,9 @@ def rotate(x_BLNK: jax.Array, rotary: Rotary) -> jax.Array:
   Returns:
     [B, L, N, K] in the dtype of x; the rotation is float32.
   """
-  cos, sin = (a[None] if a.ndim == 2 else a for a in rotary)
-  cos, sin = cos[:, :, None], sin[:, :, None]
+  cos, sin = (
+    a[None, :, None] if a.ndim == 2 else a[:, :, None] for a in rotary
+  )
   # Halves change places before anything becomes float32: half as much to move.
   first, second = jnp.split(x_BLNK, 2, -1)
   swapped = jnp.concatenate([second, first], -1).astype(jnp.float32)

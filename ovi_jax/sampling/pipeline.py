@@ -829,7 +829,9 @@ def _voice(job: planning.Job) -> Any:
 
 def _files(job: planning.Job) -> Any:
   """What the given latents of a clip depend on."""
-  given = dataclasses.replace(job.request.given, voice=None)
+  given = job.request.given
+  spans = tuple(each for each in given.spans if each[0] != "voice")
+  given = dataclasses.replace(given, voice=None, spans=spans)
   return job.request.image, given, job.clip, job.extended
 
 

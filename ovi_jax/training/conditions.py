@@ -10,10 +10,14 @@ other, and what is given is the union. Nothing is given of an example of which
 that would leave no latent to generate.
 
 A reference is a random span of the example's own sound, which is appended to
-it (see `models.reference`). The latents of the span have no loss where they
-stand in the example, so that nothing is learnt by copying them: what a
-reference is good for is what the rest of the sound has in common with it, its
-voice.
+it (see `models.reference`). The latents that hold its content have no loss
+where they stand in the example, because they could be copied: those of the
+span, the audio latents beside it that share samples with it (receptive field of
+the VAE), and the video latents of its time. That limits the leak, it does not
+close it: a reference from the same clip also tells what is said outside the
+span, as far as the clip repeats it or goes on with it, and how it was recorded.
+References from another clip of the same speaker would need a field of their own
+in the records.
 """
 
 import dataclasses
@@ -31,6 +35,8 @@ from ovi_jax.sampling import conditions as sampling_conditions
 
 _EPSILON = 1e-4  # seconds; float32
 _MAX_SHARE = 2 / 3  # of an example's sound that is its reference, at most
+# Latents on either side of a reference that have no loss either.
+_BESIDE = AV(video=1, audio=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,6 +167,7 @@ def sample(
   key: jax.Array,
   sizes: Mapping[str, int],
   lengths: AV[jax.Array],
+  reference: "Reference | None" = None,
 ) -> AV[Any]:
   """Draw what is given of one example.
 
@@ -169,10 +176,12 @@ def sample(
     key: of this example and use.
     sizes: latents in time of each modality that is present, with padding.
     lengths: how many of them are valid, scalars.
+    reference: that of the example, if any have one.
 
   Returns:
     given_T, bool, of each modality; `None` for one of which latents are never
-    given. A valid latent of some modality is always left to generate.
+    given. A valid latent of some modality, with a loss, is always left to
+    generate.
   """
 
   def uniform(number: int, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -214,12 +223,16 @@ def sample(
     for name, count in sizes.items()
     if getattr(config, name).any
   }
-  # All masks lie within the valid latents.
-  left = [
-    getattr(lengths, name) - (given[name].sum() if name in given else 0)
-    for name in sizes
-  ]
-  some_left = jnp.stack(left).max() > 0
+
+  def some_loss(name: str, count: int) -> jax.Array:
+    counts_T = jnp.arange(count) < getattr(lengths, name)
+    if name in given:
+      counts_T &= ~given[name]
+    if reference is not None:
+      counts_T &= ~reference.covers(name, count)
+    return counts_T.any()
+
+  some_left = jnp.stack([some_loss(*size) for size in sizes.items()]).any()
   return AV(**{name: mask_T & some_left for name, mask_T in given.items()})
 
 
@@ -235,11 +248,33 @@ class Reference(NamedTuple):
   place_R: jax.Array
   length: jax.Array
 
-  def covers(self, count: int) -> jax.Array:
-    """Whether each of `count` latents lies in the span, bool [..., count]."""
-    start, length = self.place_R[..., :1], self.length[..., None]
-    places = jnp.arange(count).reshape((1,) * (start.ndim - 1) + (-1,))
-    return (places >= start) & (places < start + length)
+  def covers(self, name: str, count: int) -> jax.Array:
+    """Which latents of a modality have no loss because of the reference.
+
+    Args:
+      name: of the modality.
+      count: its latents in time.
+
+    Returns:
+      bool [..., count]: those whose time overlaps the span, and the ones beside
+      them; none if the reference has length 0.
+    """
+    begin = self.place_R[..., :1]
+    end = begin + self.length[..., None]
+    places_T, beside = np.arange(count), getattr(_BESIDE, name)
+    starts_T, ends_T = places_T, places_T + 1
+    if name == "video":
+      spans = sampling_conditions.video_spans(count).astype(np.float32)
+      starts_T, ends_T = spans.T * geometry.AUDIO_LATENT_RATE
+    axes = (1,) * (begin.ndim - 1) + (-1,)
+    places_T, starts_T, ends_T = (
+      x_T.reshape(axes) for x_T in (places_T, starts_T, ends_T)
+    )
+    # The latents are in the order of time, so the covered ones are neighbours.
+    before = (ends_T <= begin + _EPSILON).sum(-1, keepdims=True)
+    until = (starts_T < end - _EPSILON).sum(-1, keepdims=True)
+    covered = (places_T >= before - beside) & (places_T < until + beside)
+    return covered & (self.length[..., None] > 0)
 
 
 def sample_reference(
@@ -254,7 +289,8 @@ def sample_reference(
 
   Returns:
     The span; of length 0 for an example without reference, or one that is too
-    short for it. `None` if no example has one.
+    short for it, as some of its sound keeps its loss. `None` if no example has
+    one.
   """
   share = config.audio.reference
   if not share:
@@ -264,6 +300,7 @@ def sample_reference(
   )
   shortest, longest = config.reference_latents
   most = jnp.minimum(longest, (_MAX_SHARE * length).astype(jnp.int32))
+  most = jnp.minimum(most, length - 2 * _BESIDE.audio - 1)
   count = shortest + (size_u * (longest - shortest + 1)).astype(jnp.int32)
   count = jnp.minimum(count, most)
   count = jnp.where((chosen < share) & (most >= shortest), count, 0)

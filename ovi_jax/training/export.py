@@ -54,6 +54,7 @@ from ovi_jax.training import trainer
 
 _AT_ONCE = 2**30  # bytes of parameters in memory
 NO_ADVICE: Mapping[str, Any] = types.MappingProxyType({})
+_VOICE_SCALE = "voice_guidance_scale"
 _LONGEST_CHAIN = 32  # runs, each started from the one before
 
 
@@ -239,7 +240,8 @@ def inherited_advice(
   """The sampling advice that a run's towers got from weights and training.
 
   Runs that started from other runs are followed. Advice that follows from the
-  settings of a run replaces that of what it started from.
+  settings of a run replaces that of what it started from, except a scale of the
+  reference voice that the weights advise.
 
   Args:
     workdir: of the run.
@@ -258,14 +260,26 @@ def inherited_advice(
     source = storage.locate(sources[0] if sources else settings_lib.SCRATCH)
     if (source / weights_dir.MANIFEST).is_file():
       advised = weights_dir.manifest_of(source).sampling
-      return {**(advised or default), **trained}
+      return _with_training(advised or default, trained)
     # A run, the folder of its checkpoints, or one of these.
     folders = (source, *list(source.parents)[:2])
     runs = [path for path in folders if (path / workdirs.CONFIG).is_file()]
     if not runs:
       break
     workdir = runs[0]
-  return {**default, **trained}
+  return _with_training(default, trained)
+
+
+def _with_training(
+  advised: Mapping[str, Any], trained: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The advice of weights and that of runs that started from them.
+
+  A scale of the reference voice that the weights advise was chosen for them; a
+  run only says that there is one.
+  """
+  kept = {_VOICE_SCALE} & set(advised)
+  return {**advised, **{k: v for k, v in trained.items() if k not in kept}}
 
 
 def _conditioning(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,7 +301,7 @@ def _conditioning(config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
   advice: dict[str, Any] = {"conditioning": sampling_conditions.CLEAN}
   if conditions.audio.reference:
-    advice["voice_guidance_scale"] = 1.0
+    advice[_VOICE_SCALE] = 1.0
   return advice
 
 

@@ -43,7 +43,7 @@ SECONDS = 20.0  # of long clips
 _PART = 5.0  # seconds at the beginning and the end that are compared
 _LATER = 10.0  # where the later part of a long clip begins
 _PERCENTILE = 95  # of jumps elsewhere, which one at a seam is held against
-_NEAR = geometry.SAMPLE_RATE // 10  # samples around a seam
+_NEAR = 0.1  # seconds of sound on either side of a seam
 
 
 def draw(folder: pathlib.Path, count: int, seed: int) -> None:
@@ -150,8 +150,8 @@ def long(folder: pathlib.Path) -> list[scores.Score]:
     picture.append(smooth(picture_jumps(frames_THWC), at))
     if wave_A is not None:
       jumps_A = np.abs(np.diff(wave_A))
-      places = [round(frame / fps * rate) for frame in at]
-      sound.append(smooth(jumps_A, places, _NEAR))
+      near = round(_NEAR * rate)
+      sound.append(smooth(jumps_A, sound_seams(told, rate), near))
   return [
     scores.score(f"sync F1, first {_PART:g} s", early),
     scores.score(f"sync F1, from {_LATER:g} s", late),
@@ -178,16 +178,37 @@ def seams(told: dict) -> list[int]:
   Args:
     told: the JSON beside a clip.
   """
+  stride = geometry.VIDEO_STRIDES[0]
+  return [1 + stride * (w.start + w.given - 1) for w in _windows(told)[1:]]
+
+
+def sound_seams(told: dict, rate: int = geometry.SAMPLE_RATE) -> list[int]:
+  """Samples in the middle of the cross-fades from window to window.
+
+  `windows.SoundJoiner` fades in the middle of what two windows share.
+
+  Args:
+    told: the JSON beside a clip.
+    rate: of the sound, Hz.
+  """
+  scale = geometry.SAMPLES_PER_AUDIO_LATENT * rate / geometry.SAMPLE_RATE
+  return [
+    round((window.audio_start + window.audio_given / 2) * scale)
+    for window in _windows(told)[1:]
+  ]
+
+
+def _windows(told: dict) -> tuple[windows.Window, ...]:
+  """The windows that a clip was generated in."""
   made = told["windows"]
+  seconds = windows.seconds_of(made["latent_frames"])
   window = geometry.Clip(
     latent_frames=made["latent_frames"],
     latent_height=2,
     latent_width=2,
-    audio_latents=1,
+    audio_latents=int(seconds * geometry.AUDIO_LATENT_RATE),
   )
-  planned = windows.plan(told["latent_frames"], window, made["overlap"])
-  stride = geometry.VIDEO_STRIDES[0]
-  return [1 + stride * (each.start + each.given - 1) for each in planned[1:]]
+  return windows.plan(told["latent_frames"], window, made["overlap"])
 
 
 def picture_jumps(frames_THWC: np.ndarray) -> np.ndarray:

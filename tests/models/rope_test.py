@@ -1,5 +1,7 @@
 """Rotary positions: tables, and scaling that aligns audio with video."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -79,3 +81,11 @@ def test_a_table_for_each_example_rotates_as_the_shared_one():
   np.testing.assert_array_equal(
     rope.rotate(x_BLNK, each), rope.rotate(x_BLNK, rotary)
   )
+
+
+def test_a_table_of_all_examples_is_broadcast_at_once():
+  rotary = rope.table((6,), head_dim=32)
+  x_BLNK = jnp.zeros((2, 6, 3, 32))
+  text = jax.jit(rope.rotate).lower(x_BLNK, rotary).as_text()
+  # To [1, L, 1, K / 2] of each table, then to the shape of x of each product.
+  assert text.count("stablehlo.broadcast_in_dim") == 4

@@ -23,6 +23,7 @@ from ovi_jax import synthetic
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import generate
@@ -530,3 +531,19 @@ def test_a_batch_equals_single_clips(latents_of):
 def test_a_batch_over_a_mesh_equals_single_clips(latents_of):
   """Each device has one pass of one clip."""
   assert_all_close(latents_of(4, data=2, fsdp=4), latents_of(1))
+
+
+def test_a_part_of_the_voice_does_not_encode_the_given_files_again():
+  video = ("video", (1.0, 3.0))
+
+  def files(**given: Any) -> Any:
+    request: Any = types.SimpleNamespace(
+      image=None, given=conditions.Conditions(video=pathlib.Path("a"), **given)
+    )
+    job: Any = types.SimpleNamespace(request=request, clip=None, extended=None)
+    return pipelines._files(job)
+
+  assert files(spans=(video,)) == files(
+    voice=pathlib.Path("b"), spans=(video, ("voice", (0.0, 2.0)))
+  )
+  assert files(spans=(video,)) != files()

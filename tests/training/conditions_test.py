@@ -153,13 +153,44 @@ def test_references_are_spans_of_the_sound_that_leave_a_third_of_it():
   assert (count_B > 0).mean() == pytest.approx(0.5, abs=0.04)
   assert (start_B >= 0).all() and (start_B + count_B <= 60).all()
   assert len(np.unique(start_B)) > 40 and len(np.unique(count_B)) == 17
-  covered = np.asarray(found(60).covers(60))
-  assert (covered.sum(1) == count_B).all()
-  # Two thirds of 9 are 6; of 7 they are 4, fewer than the shortest.
-  assert set(np.asarray(found(9).length)) == {0, 5, 6}
-  assert set(np.asarray(found(7).length)) == {0}
+  # Two thirds of 21 are 14. Of 11, two on either side and one more are left;
+  # of 9 that would be fewer than the shortest.
+  assert set(np.asarray(found(21).length)) == {0, *range(5, 15)}
+  assert set(np.asarray(found(11).length)) == {0, 5, 6}
+  assert set(np.asarray(found(9).length)) == {0}
   nothing = config_of({"first_frame": 0.5})
   assert conditions.sample_reference(nothing, keys[0], jnp.int32(9)) is None
+
+
+def test_a_reference_covers_its_time_of_both_modalities_and_what_is_beside():
+  # Latents 10 to 14 are 0.32 to 0.48 s, in the video latents that begin at
+  # frames 5 and 9: those at places 2 and 3.
+  place_BR = jnp.stack([10 + jnp.arange(6), jnp.arange(6), jnp.arange(6)])
+  reference = conditions.Reference(place_BR, jnp.int32([5, 1, 0]))
+  for name, count, expected in (
+    ("audio", 20, [range(8, 17), range(3), ()]),
+    ("video", 6, [range(1, 5), range(2), ()]),
+  ):
+    for covered_T, places in zip(reference.covers(name, count), expected):
+      assert np.flatnonzero(covered_T).tolist() == list(places)
+
+
+def test_what_is_given_beside_a_reference_leaves_a_latent_with_a_loss():
+  # All of the video, or of the sound but the last 16 latents: with a reference
+  # there and 2 beside it, nothing is left.
+  config = config_of(
+    {"whole": 1.0}, {"prefix": 1.0}, prefix_seconds=(0.32, 0.32)
+  )
+  lengths = AV(jnp.int32(6), jnp.int32(26))
+  draw = jax.jit(
+    lambda reference: conditions.sample(
+      config, jax.random.key(0), SIZES, lengths, reference
+    )
+  )
+  for start, length, some in ((10, 16, False), (10, 13, True), (0, 0, True)):
+    reference = conditions.Reference(start + jnp.arange(16), jnp.int32(length))
+    given = draw(reference)
+    assert given.video.any() == given.audio.any() == some
 
 
 def test_sounds_that_reach_the_positions_of_references_are_refused():

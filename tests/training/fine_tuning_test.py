@@ -207,6 +207,16 @@ def test_clean_given_latents_are_advised_after_a_later_run_without_them(
   clean = advice | {"conditioning": "clean"}
   assert export.inherited_advice(tmp_path / "second") == clean
   assert export.inherited_advice(tmp_path / "third") == clean
+  # References of a run do not change a scale that the weights advise.
+  values.objective.conditions.audio.reference = 0.5
+  (tmp_path / "third" / "config.json").write_text(json.dumps(values.to_dict()))
+  scaled = clean | {"voice_guidance_scale": 1.0}
+  assert export.inherited_advice(tmp_path / "third") == scaled
+  advice["voice_guidance_scale"] = 2.5
+  dataclasses.replace(manifest, sampling=advice).save(noised)
+  scaled["voice_guidance_scale"] = 2.5
+  assert export.inherited_advice(tmp_path / "third") == scaled
+  (tmp_path / "third" / "config.json").write_text(text)
   (noised / weights_dir.MANIFEST).unlink()
   rest = {"num_steps": 9, "conditioning": "renoise"}
   found = export.inherited_advice(tmp_path / "third", rest)

@@ -131,12 +131,14 @@ def sample_noise(
       prob = getattr(objective.cfg_dropout, name)
       dropped[name] = jax.random.bernoulli(drop_key, prob)
   sizes = {name: len(data) for name, data in present.items()}
-  given = conditions_lib.sample(objective.conditions, given_key, sizes, lengths)
   reference = None
   if "audio" in present:
     reference = conditions_lib.sample_reference(
       objective.conditions, given_key, lengths.audio
     )
+  given = conditions_lib.sample(
+    objective.conditions, given_key, sizes, lengths, reference
+  )
   return NoiseSample(
     objective.timesteps.sample(time_key, list(present)),
     AV(**noise),
@@ -149,7 +151,8 @@ def sample_noise(
 def loss_masks(batch: schema.Batch, sample: NoiseSample) -> AV[jax.Array]:
   """counts_BT, bool, of each modality: valid latents that are generated.
 
-  Those of which the example's reference is a copy are left out.
+  Those that the example's reference tells are left out, see
+  `conditions.Reference.covers`.
   """
 
   def one(name: str, data: jax.Array) -> jax.Array:
@@ -158,8 +161,8 @@ def loss_masks(batch: schema.Batch, sample: NoiseSample) -> AV[jax.Array]:
       getattr(sample.given, name),
     )
     counts_BT = diffusion.length_mask(lengths_B, data.shape[1])
-    if name == "audio" and sample.reference is not None:
-      counts_BT &= ~sample.reference.covers(data.shape[1])
+    if sample.reference is not None:
+      counts_BT &= ~sample.reference.covers(name, data.shape[1])
     return counts_BT if given_BT is None else counts_BT & ~given_BT
 
   return batch.latents.map(one)

@@ -3,10 +3,13 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ovi_jax import config_files
+from ovi_jax import geometry
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as sampling
+from ovi_jax.sampling import windows
 from ovi_jax.training import settings
 from scripts.small_ovi import given_latents
 from scripts.small_ovi import given_scores
@@ -76,3 +79,33 @@ def test_seams_are_where_windows_begin_something_new():
   click_A[500] = 1
   clicked = given_scores.smooth(click_A, [505, 100], around=10)
   assert clicked is not None and tuple(clicked) == (1, 2)
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_a_click_in_a_crossfade_is_found(rate):
+  frames, overlap = 31, 7
+  told = {
+    "latent_frames": 121,
+    "windows": {"latent_frames": frames, "overlap": overlap},
+  }
+  latents, samples = 157, geometry.SAMPLES_PER_AUDIO_LATENT
+  clip = geometry.Clip(
+    latent_frames=frames,
+    latent_height=2,
+    latent_width=2,
+    audio_latents=latents,
+  )
+  planned = windows.plan(121, clip, overlap)
+  starts = [window.audio_start * samples for window in planned]
+  joiner, parts = windows.SoundJoiner(), []
+  for number, (start, following) in enumerate(zip(starts, [*starts[1:], None])):
+    wave_A = np.zeros(latents * samples, np.float32)
+    if number == 2:  # in the middle of what it shares with the one before
+      wave_A[planned[2].audio_given * samples // 2] = 1.0
+    parts.append(joiner.add(wave_A, start, following))
+  wave_A = np.concatenate(parts)
+  assert wave_A.max() == pytest.approx(0.5, abs=0.01)
+  jumps_A = np.abs(np.diff(np.repeat(wave_A, rate // 16_000)))
+  at = given_scores.sound_seams(told, rate)
+  found = given_scores.smooth(jumps_A, at, rate // 10)
+  assert found is not None and tuple(found) == (3, 4)

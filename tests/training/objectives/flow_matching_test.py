@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ovi_jax import diffusion
 from ovi_jax.modality import AV
+from ovi_jax.training import conditions
 from ovi_jax.training.objectives import flow_matching
 from tests.lib import small_step
 
@@ -47,3 +49,21 @@ def test_without_given_latents_all_records_of_a_modality_count():
     .items()
   ):
     np.testing.assert_array_equal(getattr(found, name), expected)
+
+
+def test_video_of_the_time_of_a_reference_has_no_loss():
+  batch = small_step.batch()
+  place_BR = jnp.tile(jnp.arange(1), (8, 1))
+  length_B = jnp.int32([1, 0] * 4)
+  drawn = flow_matching.NoiseSample(
+    NONE, NONE, NONE, NONE, conditions.Reference(place_BR, length_B)
+  )
+  # The first audio latent lies in the first of the two video latents.
+  masks = flow_matching.loss_masks(batch, drawn)
+  without = flow_matching.loss_masks(batch, drawn._replace(reference=None))
+  assert without.video[::2].any() and without.audio[::2].any()
+  assert not masks.video[::2].any()
+  assert not masks.audio[::2, :3].any()
+  np.testing.assert_array_equal(masks.audio[::2, 3:], without.audio[::2, 3:])
+  for name, mask in masks.present().items():
+    np.testing.assert_array_equal(mask[1::2], getattr(without, name)[1::2])
