@@ -132,6 +132,14 @@ def test_ranges_of_a_large_leaf_are_few(bounds, count, size):
   assert sum(end - start for start, end in ranges) == size
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\n--==0==", b""])
+def test_any_bytes_are_stored(bucket, end):
+  url = f"{bucket}/bytes"
+  with storage.path(url).open("wb") as file:
+    file.write(b"\x00\xff" + end)
+  assert storage.read_bytes(url, 100) == b"\x00\xff" + end
+
+
 def test_a_dataset_is_equal_in_a_store_and_on_a_disk(bucket, dataset):
   url = f"{bucket}/data/clips"
   write_dataset(url)

@@ -13,6 +13,7 @@ created.
 
 import collections
 import contextlib
+import email
 import functools
 import http.server
 import json
@@ -23,6 +24,7 @@ import urllib.parse
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from typing import Any
 
 from gcp_storage_emulator import exceptions
 from gcp_storage_emulator import server as emulator
@@ -39,6 +41,35 @@ _DENIED = (
 )
 _BUCKET = re.compile(r"^(?:/(?:upload|download))?(?:/storage/v1)?/b/([-.\w]+)")
 _DESCRIBED = re.compile(r"^(?:/storage/v1)?/b(?:/[-.\w]+)?/?(?:\?.*)?$")
+
+
+_read_data = emulator._read_data
+
+
+def _read_whole(handler: http.server.BaseHTTPRequestHandler, query: Any) -> Any:
+  """Read a request as the emulator does, but all bytes of an object.
+
+  The emulator reads an upload of two parts as an e-mail, and so drops a
+  carriage return at the end of the contents.
+  """
+  kind = handler.headers.get("Content-Type") or ""
+  if not kind.startswith("multipart/related"):
+    return _read_data(handler, query)
+  raw = emulator._decode_raw_data(emulator._read_raw_data(handler), handler)
+  boundary = b"--" + kind.partition("boundary=")[2].strip("\"' ").encode()
+  _, meta, rest = raw.split(boundary, 2)
+  line = b"\r\n" if meta.startswith(b"\r\n") else b"\n"
+  content = rest.rpartition(line + boundary)[0]
+  headers, _, content = content.partition(line * 2)
+  named = email.message_from_bytes(headers.lstrip())
+  return {
+    "meta": json.loads(meta.partition(line * 2)[2]),
+    "content": content,
+    "content-type": named.get_content_type(),
+  }
+
+
+emulator._read_data = _read_whole
 
 
 class Store:

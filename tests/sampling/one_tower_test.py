@@ -144,7 +144,8 @@ def test_sound_and_video_are_generated_alone(tmp_path):
   whole = ovi_jax.Pipeline.from_pretrained()
   part = whole.restricted("audio")
   again = part("a", **short)
-  np.testing.assert_array_equal(again.audio, heard.audio)
+  # Programs of both towers' decoders may round otherwise.
+  np.testing.assert_allclose(again.audio, heard.audio, atol=1e-6)
   assert again.metadata == heard.metadata and part._loaded is whole._loaded
   assert whole.restricted("both") is whole
   with pytest.raises(ValueError, match="opened for audio alone, got video"):

@@ -170,7 +170,7 @@ def test_two_raters_judge_by_keyboard_with_a_reload_and_on_a_phone(
     page.wait(
       "document.querySelector('#progress').textContent.includes('2 of')"
     )
-    page.screenshot(tmp_path / "page.png")
+    (tmp_path / "page.png").write_bytes(page.picture(whole=True))
     page.reload()  # in the middle, without the code in the address
     assert "#rater=" in page.run("location.href")
     assert "code" not in page.run("location.hash")
