@@ -102,7 +102,7 @@ def test_conditions_that_leave_nothing_to_generate_are_refused(name):
   for given, message in (
     ({"keep": ((0.0, 99.0),)}, "nothing is left to generate"),
     ({"keep": ((0.1, 0.11),)}, "0.1-0.11 is too short for video"),
-    ({"keep_audio_until": 0.01}, "shorter than an audio latent"),
+    ({"keep_audio_until": 0.01}, "0.01 s is too short; use at least"),
   ):
     with pytest.raises(ValueError, match=message):
       name(video=FILE, **given)

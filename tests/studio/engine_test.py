@@ -208,7 +208,7 @@ def test_what_cannot_be_made_is_refused_in_one_line(
     ("0-1,1.5-2", "trim: expected one interval of video"),
     ([1.0], "trim: expected"),
     ("3-4", "video video: the part begins at 3 s, the file lasts 2.0"),
-    ("1-1.1", "the given file lasts 0.10 s"),
+    ("1-1.1", "the file lasts 0.10 s; the shortest clip"),
   ],
 )
 def test_parts_that_a_file_has_not_are_refused(make, tmp_path, trim, message):
