@@ -56,7 +56,8 @@ class _ClosedError(Exception):
 class Pipeline(Protocol):
   """What the engine needs of a `sampling.pipeline.Pipeline`."""
 
-  components: denoisers.SamplingComponents
+  @property
+  def components(self) -> denoisers.SamplingComponents: ...
 
   def set_lora(self, lora: str = "") -> None: ...
 
