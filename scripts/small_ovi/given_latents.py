@@ -22,9 +22,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
-from ovi_jax import cli
 from ovi_jax import synthetic
 from scripts.small_ovi import recipe
 from scripts.small_ovi import runner
@@ -117,27 +114,5 @@ def _scores(
     yield runner.Step(name=f"scores_{name}", words=words, output=scores)
 
 
-FLAGS = flags.FLAGS
-
-
-def main() -> None:
-  cli.require_flags(FLAGS, root="DIR")
-  root = runner.absolute(FLAGS.root)
-  out = runner.absolute(FLAGS.out or str(root / "weights"))
-  todo = runner.until(steps(root, FLAGS.seed, out), FLAGS.until)
-  if FLAGS.dry_run:
-    runner.print_commands(todo)
-    return
-  root.mkdir(parents=True, exist_ok=True)
-  runner.run(todo, root / runner.TIMES)
-
-
 if __name__ == "__main__":
-  flags.DEFINE_string("root", "", "Directory for outputs.")
-  flags.DEFINE_string(
-    "out", "", "Directory for the weights; by default ROOT/weights."
-  )
-  flags.DEFINE_integer("seed", 10, "Seed of worlds and training.")
-  flags.DEFINE_string("until", "", "Name of the last step to run.")
-  flags.DEFINE_bool("dry_run", False, "Print the commands only.")
-  cli.run(main)
+  runner.start(steps, default_seed=10)

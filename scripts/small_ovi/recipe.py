@@ -17,9 +17,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
-from ovi_jax import cli
 from scripts.small_ovi import card
 from scripts.small_ovi import runner
 
@@ -357,27 +354,5 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
   return [f"--{name}={value}" for name, value in values.items()]
 
 
-FLAGS = flags.FLAGS
-
-
-def main() -> None:
-  cli.require_flags(FLAGS, root="DIR")
-  root = runner.absolute(FLAGS.root)
-  out = runner.absolute(FLAGS.out or str(root / "weights"))
-  todo = runner.until(steps(root, FLAGS.seed, out), FLAGS.until)
-  if FLAGS.dry_run:
-    runner.print_commands(todo)
-    return
-  root.mkdir(parents=True, exist_ok=True)
-  runner.run(todo, root / runner.TIMES)
-
-
 if __name__ == "__main__":
-  flags.DEFINE_string("root", "", "Directory for outputs.")
-  flags.DEFINE_string(
-    "out", "", "Directory for the weights; by default ROOT/weights."
-  )
-  flags.DEFINE_integer("seed", 0, "Seed of worlds and training.")
-  flags.DEFINE_string("until", "", "Name of the last step to run.")
-  flags.DEFINE_bool("dry_run", False, "Print the commands only.")
-  cli.run(main)
+  runner.start(steps, default_seed=0)

@@ -14,8 +14,12 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from collections.abc import Iterable
 
+from absl import flags
+
+from ovi_jax import cli
 from ovi_jax import files
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -110,3 +114,36 @@ def _machine() -> str:
         name = line.partition(":")[2].strip()
         break
   return f"{os.cpu_count()} cores ({name})"
+
+
+def start(
+  steps: Callable[[pathlib.Path, int, pathlib.Path], Iterable[Step]],
+  default_seed: int,
+) -> None:
+  """Run a recipe as a command, with flags for what its steps take.
+
+  Args:
+    steps: root, seed and the directory for the weights -> all steps, in order.
+    default_seed: of the flag.
+  """
+  flags.DEFINE_string("root", "", "Directory for outputs.")
+  flags.DEFINE_string(
+    "out", "", "Directory for the weights; by default ROOT/weights."
+  )
+  flags.DEFINE_integer("seed", default_seed, "Seed of worlds and training.")
+  flags.DEFINE_string("until", "", "Name of the last step to run.")
+  flags.DEFINE_bool("dry_run", False, "Print the commands only.")
+
+  def main() -> None:
+    given = flags.FLAGS
+    cli.require_flags(given, root="DIR")
+    root = absolute(given.root)
+    out = absolute(given.out or str(root / "weights"))
+    todo = until(steps(root, given.seed, out), given.until)
+    if given.dry_run:
+      print_commands(todo)
+      return
+    root.mkdir(parents=True, exist_ok=True)
+    run(todo, root / TIMES)
+
+  cli.run(main)
