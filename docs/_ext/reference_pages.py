@@ -388,16 +388,18 @@ def command_flags(path: pathlib.Path) -> tuple[pathlib.Path, list[flags.Flag]]:
   """Run a file as a command, as far as its flags.
 
   Returns:
-    The file of its main function, and the flags that files of ours define.
+    The file that explains the command (`path`, or the one of its main function
+    in ovi_jax/commands/), and the flags that files of ours define.
   """
   source, found = path, dict[str, flags.Flag]()
 
   def run(main: Any, subcommands: Any = None, **kwargs: Any) -> None:
     nonlocal source
     del subcommands, kwargs
-    source = pathlib.Path(main.__code__.co_filename)
+    home = pathlib.Path(main.__code__.co_filename)
+    source = home if home.parent.name == "commands" else path
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
-      if module == str(path) or module.startswith("ovi_jax"):
+      if module == str(path) or module.startswith(("ovi_jax", "scripts")):
         found.update({flag.name: flag for flag in defined})
     raise SystemExit
 
