@@ -88,7 +88,7 @@ def measure(
     [prompt], AV(prompt, prompt), config.video.max_text_len, model.backend
   )
   keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.slg_layer)
-  prepared = denoiser.conditions(
+  prepared = denoiser.step_constants(
     model, params, guidance.duplicate_for_cfg(x), text
   )
   inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))

@@ -66,7 +66,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   limit, depth = config.video.max_text_len, config.video.num_layers
   text = denoiser.text_pairs([positive], AV(*negative), limit, backend)
   inputs = denoise.Inputs(
-    denoiser.conditions(model, params, guidance.duplicate_for_cfg(x), text),
+    denoiser.step_constants(model, params, guidance.duplicate_for_cfg(x), text),
     jnp.asarray(guidance.slg_mask(depth, 1, case.slg_layer)),
     AV(**cases.GUIDANCE),
   )

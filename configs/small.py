@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.loss_weights.audio = 0.15
   config.objective.timesteps.shift = 3.0
   config.objective.timesteps.shared_prob = 0.5
-  config.objective.conditions.video.first_frame = 0.2
+  config.objective.conditions.video.first_frame_prob = 0.2
   config.data.skip_unfit = True
   config.eval_samples.flow_shift = 3.0
   config.eval_samples.guidance_scale.video = 1.5

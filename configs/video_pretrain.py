@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = default_config.training(video=True, audio=False)
   config.init_from.video = "scratch"
   config.batch_size = 512
-  config.objective.conditions.video.first_frame = 0.2
+  config.objective.conditions.video.first_frame_prob = 0.2
   if default_config.is_mini(arg):
     default_config.apply_mini(config)
   return config

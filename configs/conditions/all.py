@@ -14,14 +14,14 @@ from ovi_jax.training import default_config
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   conditions = {
-    "video.first_frame": 0.2,
-    "video.last_frame": 0.1,
-    "video.prefix": 0.2,
-    "video.whole": 0.2,
-    "video.span": 0.1,
-    "audio.prefix": 0.15,
-    "audio.whole": 0.2,
-    "audio.span": 0.1,
-    "audio.reference": 0.3,
+    "video.first_frame_prob": 0.2,
+    "video.last_frame_prob": 0.1,
+    "video.prefix_prob": 0.2,
+    "video.whole_prob": 0.2,
+    "video.span_prob": 0.1,
+    "audio.prefix_prob": 0.15,
+    "audio.whole_prob": 0.2,
+    "audio.span_prob": 0.1,
+    "audio.reference_prob": 0.3,
   }
   return default_config.with_conditions(arg, conditions)

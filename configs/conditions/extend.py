@@ -14,9 +14,9 @@ from ovi_jax.training import default_config
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   conditions = {
-    "video.first_frame": 0.1,
-    "video.prefix": 0.6,
-    "audio.prefix": 0.5,
+    "video.first_frame_prob": 0.1,
+    "video.prefix_prob": 0.6,
+    "audio.prefix_prob": 0.5,
     "prefix_seconds": (0.1, 2.0),
   }
   return default_config.with_conditions(arg, conditions)

@@ -14,7 +14,7 @@ from ovi_jax.training import default_config
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   conditions = {
-    "video.first_frame": 0.1,
-    "video.whole": 0.5,
+    "video.first_frame_prob": 0.1,
+    "video.whole_prob": 0.5,
   }
   return default_config.with_conditions(arg, conditions)

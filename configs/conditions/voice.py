@@ -14,8 +14,8 @@ from ovi_jax.training import default_config
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   conditions = {
-    "video.first_frame": 0.2,
-    "audio.reference": 0.6,
+    "video.first_frame_prob": 0.2,
+    "audio.reference_prob": 0.6,
     "reference_seconds": (1.0, 3.0),
   }
   return default_config.with_conditions(arg, conditions)

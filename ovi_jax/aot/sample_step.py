@@ -240,23 +240,23 @@ def step(
         lambda s: whole(s.shape, dtype=s.dtype),
         jax.eval_shape(shown, jax.ShapeDtypeStruct(shape, jnp.float32)),
       )
-    conditions: Any = jax.eval_shape(
-      functools.partial(denoisers.conditions, model),
+    constants: Any = jax.eval_shape(
+      functools.partial(denoisers.step_constants, model),
       params,
       repeated,
       AV(text, text),
       references,
     )
-    conditions = jax.tree.map(
+    constants = jax.tree.map(
       lambda s: sharding_rules.abstract(
-        s.shape, _of_conditions(s.shape, mesh), s.dtype
+        s.shape, _of_constants(s.shape, mesh), s.dtype
       ),
-      conditions,
+      constants,
     )
     scale = whole(())
     mask = whole((towers.video.num_layers, rows), dtype=jnp.bool_)
     inputs = denoise.Inputs(
-      conditions,
+      constants,
       mask,
       AV(scale, scale),
       _given(given, x, settings, mesh),
@@ -367,7 +367,7 @@ def encoding(
   )
 
 
-def _of_conditions(
+def _of_constants(
   shape: tuple[int, ...], mesh: jax.sharding.Mesh
 ) -> jax.sharding.NamedSharding:
   """Keys and values lie as the model leaves them; rotary tables are whole."""

@@ -53,7 +53,7 @@ _ALL: AV[Any] = AV()
 TEXT_KEYS = f"G{block.REPLICATED_LETTERS}"  # logical axes of cached text keys
 
 
-class Conditions(NamedTuple):
+class StepConstants(NamedTuple):
   """Tensors that are computed once per prompt, not in each denoising step.
 
   Attributes:
@@ -287,12 +287,12 @@ class FusionDiT(nn.Module):
     """
     return text.map(lambda name, x: self.tower(name).text(x))
 
-  def conditions(
+  def step_constants(
     self,
     latents: AV[Any],
     text: AV[jax.Array],
     references: AV[Any] = _ALL,
-  ) -> Conditions:
+  ) -> StepConstants:
     """Compute the tensors that all denoising steps of a prompt share.
 
     Args:
@@ -311,13 +311,13 @@ class FusionDiT(nn.Module):
     text_kv = jax.tree.map(
       lambda x: logical_axes.constrain(x, TEXT_KEYS), text_kv
     )
-    return Conditions(text_kv, self.rotary(latents, references))
+    return StepConstants(text_kv, self.rotary(latents, references))
 
   def __call__(
     self,
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
-    text: AV[jax.Array] | Conditions,
+    text: AV[jax.Array] | StepConstants,
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     given_BT: AV[jax.Array | None] = _ALL,
@@ -329,7 +329,8 @@ class FusionDiT(nn.Module):
       latents: video [B, T, H, W, C] and audio [B, T, C], or `None` for either.
       t_BT: timesteps in [0, 1000] (1000 = noise), shape [B, 1], of the latents
         to denoise of each modality.
-      text: prompt embeddings_BSE of each tower, or their `conditions`.
+      text: prompt embeddings_BSE of each tower, or their
+        `step_constants`.
       block_mask_GB: `False` where a block is skipped for an element of the
         batch (skip-layer guidance); `None` skips none.
       lengths: number of valid latent frames or audio steps per example,
@@ -362,7 +363,7 @@ class FusionDiT(nn.Module):
     self,
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
-    text: AV[jax.Array] | Conditions,
+    text: AV[jax.Array] | StepConstants,
     map_spec: AttentionMapSpec,
     given_BT: AV[jax.Array | None] = _ALL,
     references: AV[reference_lib.Reference | None] = _ALL,
@@ -401,7 +402,7 @@ class FusionDiT(nn.Module):
     self,
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
-    text: AV[jax.Array] | Conditions,
+    text: AV[jax.Array] | StepConstants,
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     given_BT: AV[jax.Array | None] = _ALL,
@@ -410,7 +411,7 @@ class FusionDiT(nn.Module):
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Run all blocks; returns tokens, time embeddings and reduced maps."""
     lengths = _ALL if lengths is None else lengths
-    cached = isinstance(text, Conditions)
+    cached = isinstance(text, StepConstants)
     rotary = text.rotary if cached else self.rotary(latents, references)
     whole = latents.map(
       lambda name, x: reference_lib.append(

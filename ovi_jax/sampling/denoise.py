@@ -122,7 +122,7 @@ class Inputs(NamedTuple):
   """What a whole run of steps is given, besides the noise.
 
   Attributes:
-    conditions: of all passes of the batch, see `guidance`.
+    constants: of all passes of the batch, see `guidance`.
     block_mask_GB: blocks of all passes, see `guidance.slg_mask`.
     scales: guidance scale of each modality.
     given: given latents of each modality, or `None`.
@@ -131,7 +131,7 @@ class Inputs(NamedTuple):
       lacks it.
   """
 
-  conditions: fusion.Conditions
+  constants: fusion.StepConstants
   block_mask_GB: jax.Array
   scales: AV[float]
   given: AV[Given | None] = NONE_GIVEN
@@ -219,7 +219,7 @@ def step(
     model: the denoiser.
     method: the solver.
     params: the denoiser's parameters.
-    inputs: conditions, guidance and given latents.
+    inputs: constants of the prompts, guidance and given latents.
     x: samples at this step's noise level, float32.
     state: the solver's state of each modality.
     t: this step's time for the model, in [0, 1000].
@@ -235,7 +235,7 @@ def step(
     {"params": params},
     repeated(x),
     repeated(times(x, t)),
-    inputs.conditions,
+    inputs.constants,
     inputs.block_mask_GB,
     given_BT=repeated(clean_masks(inputs.given)),
     references=inputs.references,
@@ -264,7 +264,7 @@ def denoise(
     model: the denoiser.
     method: the solver.
     params: the denoiser's parameters.
-    inputs: conditions, guidance and given latents.
+    inputs: constants of the prompts, guidance and given latents.
     noise: standard normal, video [B, T, H, W, C] and audio [B, T, C]; kept.
     levels: the noise levels to visit.
     on_step: called once each step is done.

@@ -225,7 +225,7 @@ class Denoiser:
       batch = len(positives)
       depth = settings_lib.num_layers(self.model.config)
       inputs = denoise.Inputs(
-        conditions(
+        step_constants(
           self.model,
           self.params,
           guidance.duplicate_for_cfg(x, passes),
@@ -350,15 +350,15 @@ def text_pairs(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def conditions(
+def step_constants(
   model: fusion.FusionDiT,
   params: Any,
   latents: AV[Any],
   text: AV[jax.Array],
   references: AV[Any] = denoise.NONE_GIVEN,
-) -> fusion.Conditions:
-  """What all steps of a prompt share, see `fusion.FusionDiT.conditions`."""
+) -> fusion.StepConstants:
+  """What all steps of a prompt share, see `fusion.FusionDiT.step_constants`."""
   made: Any = model.apply(
-    {"params": params}, latents, text, references, method="conditions"
+    {"params": params}, latents, text, references, method="step_constants"
   )
   return made

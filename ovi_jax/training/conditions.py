@@ -44,22 +44,22 @@ class ConditionProbs:
   """Fraction of examples of which latents of one modality are given.
 
   Attributes:
-    first_frame: the first latent frame (image-to-video).
-    last_frame: the last latent frame.
-    prefix: the latents of the first seconds, see
+    first_frame_prob: the first latent frame (image-to-video).
+    last_frame_prob: the last latent frame.
+    prefix_prob: the latents of the first seconds, see
       `ConditionsConfig.prefix_seconds`.
-    whole: all latents; the other modality is generated.
-    span: the latents between two times, uniform over the example.
-    reference: a span of the sound, appended to it; see
+    whole_prob: all latents; the other modality is generated.
+    span_prob: the latents between two times, uniform over the example.
+    reference_prob: a span of the sound, appended to it; see
       `ConditionsConfig.reference_seconds`.
   """
 
-  first_frame: float = 0.0
-  last_frame: float = 0.0
-  prefix: float = 0.0
-  whole: float = 0.0
-  span: float = 0.0
-  reference: float = 0.0
+  first_frame_prob: float = 0.0
+  last_frame_prob: float = 0.0
+  prefix_prob: float = 0.0
+  whole_prob: float = 0.0
+  span_prob: float = 0.0
+  reference_prob: float = 0.0
 
   @property
   def any(self) -> bool:
@@ -94,21 +94,21 @@ class ConditionsConfig:
       for kind, prob in dataclasses.asdict(getattr(self, name)).items()
       if not 0 <= prob <= 1
     ]
-    if self.audio.first_frame or self.audio.last_frame:
+    if self.audio.first_frame_prob or self.audio.last_frame_prob:
       problems.append(
-        "objective.conditions.audio has no frames: set first_frame and"
-        " last_frame to 0"
+        "objective.conditions.audio has no frames: set first_frame_prob"
+        " and last_frame_prob to 0"
       )
-    if self.video.reference:
+    if self.video.reference_prob:
       problems.append(
         "objective.conditions.video has no reference: a reference is of a"
         " voice; set it to 0"
       )
-    if self.video.whole + self.audio.whole > 1:
+    if self.video.whole_prob + self.audio.whole_prob > 1:
       problems.append(
-        "objective.conditions: the probabilities `whole` of video and audio"
-        " exclude each other, so their sum is at most 1, got"
-        f" {self.video.whole + self.audio.whole:g}"
+        "objective.conditions: `whole_prob` of video and of audio exclude each"
+        " other, so their sum is at most 1, got"
+        f" {self.video.whole_prob + self.audio.whole_prob:g}"
       )
     lengths = self.prefix_seconds
     pair = len(lengths) == 2
@@ -139,10 +139,10 @@ class ConditionsConfig:
           f"objective.conditions.{name}: the model has no {name} tower; set all"
           " to 0"
         )
-      elif probs.whole and len(present) == 1:
+      elif probs.whole_prob and len(present) == 1:
         problems.append(
-          f"objective.conditions.{name}.whole: the model has no other tower to"
-          " generate; set it to 0"
+          f"objective.conditions.{name}.whole_prob: the model has no other"
+          " tower to generate; set it to 0"
         )
     return problems
 
@@ -158,7 +158,7 @@ class ConditionsConfig:
   @property
   def more_than_first_frames(self) -> bool:
     """Whether other latents are given than the first of video."""
-    video = dataclasses.replace(self.video, first_frame=0.0)
+    video = dataclasses.replace(self.video, first_frame_prob=0.0)
     return video.any or self.audio.any
 
 
@@ -209,13 +209,15 @@ def sample(
     def within(start: jax.Array | float, end: jax.Array) -> jax.Array:
       return (starts_T >= start - _EPSILON) & (ends_T <= end + _EPSILON)
 
-    is_whole = whole_u < probs.whole
+    is_whole = whole_u < probs.whole_prob
     if name == "audio":
-      is_whole = whole_u >= 1 - probs.whole
-    given_T = jax.random.bernoulli(key, probs.first_frame) & (places_T == 0)
-    given_T |= (last_u < probs.last_frame) & (places_T == length - 1)
-    given_T |= (prefix_u < probs.prefix) & within(0.0, prefix)
-    given_T |= (span_u < probs.span) & within(span[0], span[1])
+      is_whole = whole_u >= 1 - probs.whole_prob
+    given_T = jax.random.bernoulli(key, probs.first_frame_prob) & (
+      places_T == 0
+    )
+    given_T |= (last_u < probs.last_frame_prob) & (places_T == length - 1)
+    given_T |= (prefix_u < probs.prefix_prob) & within(0.0, prefix)
+    given_T |= (span_u < probs.span_prob) & within(span[0], span[1])
     return (given_T | is_whole) & (places_T < length)
 
   given = {
@@ -292,7 +294,7 @@ def sample_reference(
     short for it, as some of its sound keeps its loss. `None` if no example has
     one.
   """
-  share = config.audio.reference
+  share = config.audio.reference_prob
   if not share:
     return None
   chosen, size_u, start_u = (

@@ -64,12 +64,12 @@ MINI_CODEC = MINI_OPTIMIZER | {
   "checkpoint_every": 200,
 }
 CONDITIONS = (
-  "first_frame",
-  "last_frame",
-  "prefix",
-  "whole",
-  "span",
-  "reference",
+  "first_frame_prob",
+  "last_frame_prob",
+  "prefix_prob",
+  "whole_prob",
+  "span_prob",
+  "reference_prob",
 )
 OPTIMIZER = {
   "name": "adamw",

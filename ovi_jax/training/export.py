@@ -300,7 +300,7 @@ def _conditioning(config: Mapping[str, Any]) -> dict[str, Any]:
   if not conditions.more_than_first_frames:
     return {}
   advice: dict[str, Any] = {"conditioning": sampling_conditions.CLEAN}
-  if conditions.audio.reference:
+  if conditions.audio.reference_prob:
     advice[_VOICE_SCALE] = 1.0
   return advice
 

@@ -336,15 +336,16 @@ class Settings(RunSettings):
   def _reference_problems(self) -> list[str]:
     """Whether references have positions behind those of the longest sound."""
     tower = self.model.audio
-    if tower is None or not self.objective.conditions.audio.reference:
+    if tower is None or not self.objective.conditions.audio.reference_prob:
       return []
     most = rope.reference_start(tower.rope_scale)
     longest = max(bucket.audio or 0 for bucket in self.data.buckets)
     if longest <= most:
       return []
     return [
-      f"objective.conditions.audio.reference: sounds of {longest} latents reach"
-      f" the positions of references, from {most} on; use buckets of fewer"
+      f"objective.conditions.audio.reference_prob: sounds of {longest} latents"
+      f" reach the positions of references, from {most} on; use buckets of"
+      " fewer"
     ]
 
   def trainable_problems(self) -> list[str]:

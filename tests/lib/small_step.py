@@ -18,7 +18,7 @@ CONFIG = standin_models.fusion_config()
 NULL = np.random.default_rng(9).standard_normal((1, 48), np.float32)
 SETTINGS = optimizer.OptimizerConfig(learning_rate=1e-3, ema_decay=0.9)
 FIRST_FRAMES = conditions.ConditionsConfig(
-  video=conditions.ConditionProbs(first_frame=0.3)
+  video=conditions.ConditionProbs(first_frame_prob=0.3)
 )
 OBJECTIVE = flow_matching.ObjectiveConfig(conditions=FIRST_FRAMES)
 

@@ -61,7 +61,7 @@ def forward(inputs):
     model = fusion.FusionDiT(config, dtype, "xla", limit)
     given = prompt
     if cached:
-      given = model.apply(params, latents, prompt, method="conditions")
+      given = model.apply(params, latents, prompt, method="step_constants")
     return model.apply(params, latents, t_BT, given, keep, given_BT=given_BT)
 
   def run(t: float, dtype, cached: bool) -> AV:
@@ -227,7 +227,7 @@ def test_prompts_beyond_the_text_length_are_refused(inputs):
   long = np.repeat(text, 2, 1)
   variables = {"params": standin_models.fusion_params()}
   with pytest.raises(ValueError, match="64 text embeddings; .* reads 32"):
-    model.apply(variables, latents, AV(long, long), method="conditions")
+    model.apply(variables, latents, AV(long, long), method="step_constants")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_omitting_padding_changes_nothing(inputs, own, devices, dtype):
   @functools.partial(jax.jit, static_argnums=0)
   def call(model, prompt):
     given = AV(prompt, prompt)
-    given = model.apply(variables, latents, given, method="conditions")
+    given = model.apply(variables, latents, given, method="step_constants")
     return model.apply(variables, latents, t_BT, given)
 
   written_out = text * (np.arange(512) < own)[None, :, None]

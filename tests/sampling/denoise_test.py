@@ -49,13 +49,13 @@ def run(golden):
     )
 
     @jax.jit
-    def conditions(params):
+    def step_constants(params):
       noises = guidance.duplicate_for_cfg(noise, passes)
       given = {"params": params}, noises, texts, references
-      return model.apply(*given, method="conditions")
+      return model.apply(*given, method="step_constants")
 
     inputs = denoise.Inputs(
-      conditions(params),
+      step_constants(params),
       guidance.slg_mask(3, 1, 1, passes),
       scales,
       given,

@@ -98,16 +98,16 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
   text_BSE = random.standard_normal((2, 5, 24), np.float32)
 
   @jax.jit
-  def conditions(weights):
+  def step_constants(weights):
     given = (
       {"params": param_filter.nested(weights)},
       guidance.duplicate_for_cfg(noise),
     )
-    return made.apply(*given, AV(text_BSE, text_BSE), method="conditions")
+    return made.apply(*given, AV(text_BSE, text_BSE), method="step_constants")
 
   first_BT = np.arange(noise.video.shape[1])[None] == 0
   inputs = denoise.Inputs(
-    conditions(weights),
+    step_constants(weights),
     jnp.asarray(guidance.slg_mask(2, 1, 1)),
     AV(4.0, 3.0),
     AV(video=denoise.Given(noise.video, first_BT)),

@@ -52,7 +52,7 @@ def config_of(video=None, audio=None, **others) -> conditions.ConditionsConfig:
   [("first_frame", [0]), ("last_frame", [5]), ("whole", range(6))],
 )
 def test_frames_and_wholes_are_given_with_their_share(kind, places):
-  found = drawn(config_of({kind: 0.25}))
+  found = drawn(config_of({f"{kind}_prob": 0.25}))
   assert found.audio is None  # one time embedding, not two
   some_B = found.video.any(1)
   assert some_B.mean() == pytest.approx(0.25, abs=0.03)
@@ -61,7 +61,7 @@ def test_frames_and_wholes_are_given_with_their_share(kind, places):
 
 
 def test_a_prefix_of_video_comes_with_its_sound():
-  shares = {"prefix": 0.5}
+  shares = {"prefix_prob": 0.5}
   found = drawn(config_of(shares, shares, prefix_seconds=(0.05, 0.6)))
   video, audio = found.video.sum(1), found.audio.sum(1)
   assert (audio > 0).mean() == pytest.approx(0.5, abs=0.04)
@@ -75,11 +75,11 @@ def test_a_prefix_of_video_comes_with_its_sound():
 
 
 def test_wholes_exclude_each_other_and_spans_are_of_one_time():
-  found = drawn(config_of({"whole": 0.4}, {"whole": 0.6}))
+  found = drawn(config_of({"whole_prob": 0.4}, {"whole_prob": 0.6}))
   all_video, all_audio = found.video[:, :6].all(1), found.audio[:, :26].all(1)
   assert (all_video ^ all_audio).all()
   assert all_video.mean() == pytest.approx(0.4, abs=0.04)
-  found = drawn(config_of({"span": 1.0}, {"span": 1.0}))
+  found = drawn(config_of({"span_prob": 1.0}, {"span_prob": 1.0}))
   assert not found.video[:, 6:].any() and not found.audio[:, 26:].any()
   starts = np.abs(np.diff(found.audio.astype(int), axis=1)).sum(1)
   assert starts.max() <= 2  # one interval
@@ -91,8 +91,10 @@ def test_wholes_exclude_each_other_and_spans_are_of_one_time():
   ("video", "audio"), [(6, 0), (0, 26), (1, 0), (1, 1), (2, 5)]
 )
 def test_a_latent_of_every_example_is_left_to_generate(video, audio):
-  shares = {"whole": 0.5, "prefix": 0.5, "span": 0.5}
-  config = config_of({"first_frame": 0.5, "last_frame": 0.5, **shares}, shares)
+  shares = {"whole_prob": 0.5, "prefix_prob": 0.5, "span_prob": 0.5}
+  config = config_of(
+    {"first_frame_prob": 0.5, "last_frame_prob": 0.5, **shares}, shares
+  )
   found = drawn(config, AV(jnp.int32(video), jnp.int32(audio)), 200)
   given = found.video.sum(1) + found.audio.sum(1)
   assert given.max() < video + audio
@@ -103,12 +105,15 @@ def test_a_latent_of_every_example_is_left_to_generate(video, audio):
   ("change", "message"),
   [
     (
-      {"video": {"prefix": 1.5}},
-      "video.prefix must be a probability in .0, 1., got 1.5",
+      {"video": {"prefix_prob": 1.5}},
+      "video.prefix_prob must be a probability in .0, 1., got 1.5",
     ),
-    ({"audio": {"first_frame": 0.1}}, "conditions.audio has no frames"),
-    ({"video": {"whole": 0.6}, "audio": {"whole": 0.5}}, "at most 1, got 1.1"),
-    ({"video": {"reference": 0.1}}, "conditions.video has no reference"),
+    ({"audio": {"first_frame_prob": 0.1}}, "conditions.audio has no frames"),
+    (
+      {"video": {"whole_prob": 0.6}, "audio": {"whole_prob": 0.5}},
+      "at most 1, got 1.1",
+    ),
+    ({"video": {"reference_prob": 0.1}}, "conditions.video has no reference"),
     (
       {"reference_seconds": (0.01, 1.0)},
       r"reference_seconds: expected .*\(0.01, 1.0\)",
@@ -126,19 +131,23 @@ def test_impossible_shares_are_refused(change, message):
 
 def test_towers_decide_what_can_be_given():
   video = default_config.training(video=True, audio=False)
-  video.objective.conditions.video.whole = 0.5
-  video.objective.conditions.audio.prefix = 0.5
+  video.objective.conditions.video.whole_prob = 0.5
+  video.objective.conditions.audio.prefix_prob = 0.5
   with pytest.raises(ValueError) as error:
     settings.from_config(video)
-  assert "video.whole: the model has no other tower" in str(error.value)
+  assert "video.whole_prob: the model has no other tower" in str(error.value)
   assert "conditions.audio: the model has no audio tower" in str(error.value)
-  video.objective.conditions.video.hole = 0.5
-  with pytest.raises(ValueError, match="hole is unknown .did you mean whole"):
+  video.objective.conditions.video.hole_prob = 0.5
+  with pytest.raises(
+    ValueError, match="hole_prob is unknown .did you mean whole_prob"
+  ):
     settings.from_config(video)
 
 
 def test_references_are_spans_of_the_sound_that_leave_a_third_of_it():
-  config = config_of(audio={"reference": 0.5}, reference_seconds=(0.16, 0.64))
+  config = config_of(
+    audio={"reference_prob": 0.5}, reference_seconds=(0.16, 0.64)
+  )
   assert config.reference_latents == (5, 20) and config.more_than_first_frames
   keys = jax.random.split(jax.random.key(1), EXAMPLES)
 
@@ -158,7 +167,7 @@ def test_references_are_spans_of_the_sound_that_leave_a_third_of_it():
   assert set(np.asarray(found(21).length)) == {0, *range(5, 15)}
   assert set(np.asarray(found(11).length)) == {0, 5, 6}
   assert set(np.asarray(found(9).length)) == {0}
-  nothing = config_of({"first_frame": 0.5})
+  nothing = config_of({"first_frame_prob": 0.5})
   assert conditions.sample_reference(nothing, keys[0], jnp.int32(9)) is None
 
 
@@ -179,7 +188,7 @@ def test_what_is_given_beside_a_reference_leaves_a_latent_with_a_loss():
   # All of the video, or of the sound but the last 16 latents: with a reference
   # there and 2 beside it, nothing is left.
   config = config_of(
-    {"whole": 1.0}, {"prefix": 1.0}, prefix_seconds=(0.32, 0.32)
+    {"whole_prob": 1.0}, {"prefix_prob": 1.0}, prefix_seconds=(0.32, 0.32)
   )
   lengths = AV(jnp.int32(6), jnp.int32(26))
   draw = jax.jit(

@@ -198,7 +198,7 @@ def test_clean_given_latents_are_advised_after_a_later_run_without_them(
   for name, share in (("first", 0.0), ("second", 0.5), ("third", 0.0)):
     values = fine_tune.get_config(str(advised))
     values.init_from.video = values.init_from.audio = source
-    values.objective.conditions.video.whole = share
+    values.objective.conditions.video.whole_prob = share
     (tmp_path / name).mkdir()
     text = json.dumps(values.to_dict())
     (tmp_path / name / "config.json").write_text(text)
@@ -208,7 +208,7 @@ def test_clean_given_latents_are_advised_after_a_later_run_without_them(
   assert export.inherited_advice(tmp_path / "second") == clean
   assert export.inherited_advice(tmp_path / "third") == clean
   # References of a run do not change a scale that the weights advise.
-  values.objective.conditions.audio.reference = 0.5
+  values.objective.conditions.audio.reference_prob = 0.5
   (tmp_path / "third" / "config.json").write_text(json.dumps(values.to_dict()))
   scaled = clean | {"voice_guidance_scale": 1.0}
   assert export.inherited_advice(tmp_path / "third") == scaled

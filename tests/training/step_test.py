@@ -259,7 +259,7 @@ def test_sampled_noise_covers_the_requested_range(shared):
     timesteps=diffusion.TimestepSampler(shared_prob=shared),
     cfg_dropout=AV(0.1, 0.4),
     conditions=conditions.ConditionsConfig(
-      video=conditions.ConditionProbs(first_frame=0.25)
+      video=conditions.ConditionProbs(first_frame_prob=0.25)
     ),
   )
   keys = jax.random.split(jax.random.key(0), 4000)

@@ -184,7 +184,7 @@ def denoise(
   method = solvers.named(settings.solver)
   depth = next(iter(towers.values())).num_layers
   inputs = denoising.Inputs(
-    denoiser.conditions(
+    denoiser.step_constants(
       model, params, guidance.duplicate_for_cfg(noise), pairs
     ),
     jnp.asarray(guidance.slg_mask(depth, len(text), slg_layer=0)),

@@ -32,7 +32,7 @@ def test_every_step_has_a_valid_command(tmp_path):
     config.update_from_flattened_dict({field: eval(text)})
   found: Any = settings.from_config(config)
   conditions = found.objective.conditions
-  assert conditions.audio.reference == 0.4 and found.seed == 3
+  assert conditions.audio.reference_prob == 0.4 and found.seed == 3
   assert conditions.reference_latents == (31, 62)
   assert [source.weight for source in found.data.sources] == [0.45, 0.15, 0.4]
   advised = sampling.recommended(given_latents.SAMPLING)
