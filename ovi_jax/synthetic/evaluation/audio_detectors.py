@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +26,7 @@ _RANGE = 25.0  # dB below the loudest band that count
 # Seconds from a beginning to where it is found: it swells up.
 _LATE = {scene.BALL: -0.002, scene.LAMP: 0.003, scene.FACE: 0.015}
 _TONES = np.arange(0.86, 1.24, 0.03)  # of knocks
-_VOICES = {
-  "low": range(100, 138, 4),
-  "middle": range(144, 182, 4),
-  "high": range(186, 252, 6),
-}  # Hz
+_VOICES = {"low": range(100, 138, 4), "high": range(186, 252, 6)}  # Hz
 _EVENTS = {scene.BALL: "impact", scene.LAMP: "flash", scene.FACE: "mouth"}
 
 
@@ -58,10 +53,7 @@ class DetectedSound:
 
 
 def listen(
-  wave_A: np.ndarray | None,
-  rate: int,
-  kind: str | None = None,
-  voices: Sequence[str] = scene.CLIP_VOICES,
+  wave_A: np.ndarray | None, rate: int, kind: str | None = None
 ) -> tuple[DetectedSound, ...]:
   """Hear what a clip sounds.
 
@@ -69,7 +61,6 @@ def listen(
     wave_A: mono, in [-1, 1]; `None` for a silent film.
     rate: samples a second.
     kind: of the scene, if that is to be known; else any sound may be heard.
-    voices: that may be heard, of `scene.VOICES`.
   """
   if wave_A is None:
     return ()
@@ -77,8 +68,7 @@ def listen(
   ends = [*begins[1:], len(wave_A) / rate]
   found = []
   for begin, end in zip(begins, ends):
-    spectrum_B = _spectrum(wave_A, rate, begin, end)
-    sound = _nearest(spectrum_B, rate, kind, voices)
+    sound = _nearest(_spectrum(wave_A, rate, begin, end), rate, kind)
     found.append(DetectedSound(seconds=begin - _LATE[sound.kind], sound=sound))
   return tuple(found)
 
@@ -114,16 +104,11 @@ def _spectrum(
   return loud_B / max(np.linalg.norm(loud_B), 1e-12)
 
 
-def _nearest(
-  spectrum_B: np.ndarray, rate: int, kind: str | None, voices: Sequence[str]
-) -> Sound:
+def _nearest(spectrum_B: np.ndarray, rate: int, kind: str | None) -> Sound:
   names, known_NB = _known(rate)
   like_N = known_NB @ spectrum_B
-  possible = [
-    kind in (None, name.kind) and name.voice in (None, *voices)
-    for name in names
-  ]
-  like_N = np.where(possible, like_N, -1)
+  if kind is not None:
+    like_N = np.where([name.kind == kind for name in names], like_N, -1)
   return names[int(like_N.argmax())]
 
 

@@ -27,7 +27,6 @@ _MATERIALS = {
 _PITCH = re.compile(rf"\b({'|'.join(scene.PITCHES)}) beeps\b")
 _VOICES = {
   "low": re.compile(r"\b(low|deep) voice\b"),
-  "middle": re.compile(r"\bmiddle voice\b"),
   "high": re.compile(r"\b(high|bright) voice\b"),
 }
 _NUMBER = re.compile(

@@ -42,7 +42,7 @@ _REFERENCES = 1  # added to the seed of the prompts' world
 def heard(wave_A: np.ndarray | None, rate: int) -> str | None:
   """The voice of most vowels of a clip, of `scene.VOICES`."""
   usual = audio_detectors.usual(
-    audio_detectors.listen(wave_A, rate, scene.FACE, scene.VOICES)
+    audio_detectors.listen(wave_A, rate, scene.FACE)
   )
   return None if usual is None else usual.voice
 

@@ -37,8 +37,7 @@ if __name__ == "__main__":
     "what",
     world.CLIPS,
     world.WHAT,
-    "All clips, clips of two balls only, sounds only, or faces of three voices"
-    " only.",
+    "All clips, clips of two balls only, sounds only, or speaking faces only.",
   )
   flags.DEFINE_enum(
     "pairs",

@@ -24,7 +24,6 @@ _KNOCKS = {
 }
 _VOICE = {
   "low": ("a low voice", "a deep voice", "vowels in a low voice"),
-  "middle": ("a middle voice", "vowels in a middle voice"),
   "high": ("a high voice", "a bright voice", "vowels in a high voice"),
 }
 _UNNAMED_VOICE = ("a voice", "vowels in a voice")

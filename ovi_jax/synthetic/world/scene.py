@@ -22,9 +22,7 @@ NEW_COLOURS = {"dark": (30, 30, 36)}
 MATERIALS = ("wood", "metal", "rubber")
 PITCHES = ("low", "middle", "high")
 VOWELS = ("ah", "oh", "ee")
-VOICES = ("low", "middle", "high")
-# Voices of faces in most clips; the middle one is of `world.VOICES` alone.
-CLIP_VOICES = ("low", "high")
+VOICES = ("low", "high")
 SIZES = ("small", "big")
 SKINS = ("pale", "brown")
 WALLS = ("cream", "sky", "grey")

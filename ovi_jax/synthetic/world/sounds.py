@@ -2,9 +2,7 @@
 
 Every sound is a sum of sines, so it has no part above half the sample rate.
 Formants: Peterson and Barney (1952), means for men; a high voice's are a tenth
-higher. A middle voice has one formant more, which rings above those of all
-vowels: the vocoder keeps formants, and pitches only as multiples of 62.5 Hz.
-Everything is float64 here and float32 when it leaves `track`.
+higher. Everything is float64 here and float32 when it leaves `track`.
 """
 
 from collections.abc import Iterable
@@ -33,8 +31,6 @@ FORMANTS = {
 }
 _BANDWIDTH = 90.0  # Hz, of a formant
 _HIGH_TRACT = 1.1  # a high voice's formants over a low one's
-_MIDDLE = (140.0, 183.0)  # Hz, of a middle voice
-_RINGING = (3650.0, 0.6)  # Hz and share of its further formant
 _ATTACK, _RELEASE = 0.008, 0.03  # seconds, of a beep
 _OPENING, _CLOSING = 0.03, 0.06  # seconds, of a vowel
 _LONGEST = 1.0  # seconds that a knock is followed
@@ -100,15 +96,12 @@ def _vowel(name: str, voice: float, length: float, rate: int) -> np.ndarray:
   seconds = np.arange(int(length * rate)) / rate
   hz = voice * (1.06 - 0.12 * seconds / length)
   phase = 2 * np.pi * np.cumsum(hz) / rate
-  tract = _HIGH_TRACT if voice > _MIDDLE[1] else 1.0
-  formants = [(f * tract, share) for f, share in FORMANTS[name]]
-  if _MIDDLE[0] < voice < _MIDDLE[1]:
-    formants.append(_RINGING)
+  tract = _HIGH_TRACT if voice > 160 else 1.0
   wave = np.zeros_like(seconds)
   for number in range(1, int(min(4000, rate / 2 - 400) / voice)):
     gain = sum(
-      share / (1 + ((number * hz - f) / _BANDWIDTH) ** 2)
-      for f, share in formants
+      share / (1 + ((number * hz - f * tract) / _BANDWIDTH) ** 2)
+      for f, share in FORMANTS[name]
     )
     wave += gain * number**-0.3 * np.sin(number * phase)
   return wave * _swell(seconds, length, _OPENING, _CLOSING)

@@ -67,8 +67,8 @@ class World:
     rate: samples a second.
     what: "clips" of one length, "two_balls" for such clips alone (few others
       have as much to follow), "sounds" alone of 3 to 12 s, or "voices":
-      speaking faces alone, which have three voices instead of two; of each
-      clip's captions, one names the voice and one does not.
+      speaking faces alone; of each clip's captions, one names the voice and
+      one does not.
     pairs: "seen" leaves out clips whose colour and sound are a pair of
       `scenes.HELD_OUT`; "held_out" has no others; "all" has both.
     complete: every clip has a picture, a sound and events.
@@ -164,7 +164,7 @@ class World:
         shown = lamps.sample(random, seconds, still)
       elif self.what == VOICES:
         shown = faces.sample(
-          random, seconds, still, scenes.VOICES, faces.TALKATIVE
+          random, seconds, still, faces.TALKATIVE, faces.CLEAR_VOICES
         )
       else:
         shown = faces.sample(random, seconds, still)

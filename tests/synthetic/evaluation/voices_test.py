@@ -63,8 +63,8 @@ def test_a_score_is_of_the_voice_that_the_reference_has(tmp_path):
   frames = np.zeros((49, 32, 32, 3), np.uint8)
   for stem, said, asked in (
     ("a", "low", "own_low_000"),
-    ("b", "high", "own_middle_001"),
-    ("c", "middle", "shuffled_middle_000"),
+    ("b", "high", "own_low_001"),
+    ("c", "high", "shuffled_high_000"),
   ):
     mp4.write(tmp_path / f"{stem}.mp4", [frames], sounds[said])
     given = {"given": {"voice": {"path": f"x/{asked}.wav"}}}

@@ -216,13 +216,15 @@ def test_two_balls_may_move_at_once():
     worlds.World(what="films")
 
 
-def test_faces_of_the_world_of_voices_have_three_of_them():
+def test_the_world_of_voices_has_speaking_faces_alone():
   world = worlds.World(size=16, what="voices", complete=True)
   found, named = collections.Counter(), 0
   for index in range(60):
     made = world.clip(index, slice(1), sound=False)
     assert made.scene.kind == scene.FACE
     found[made.scene.sound] += 1
+    low, high = {"low": (105, 130), "high": (210, 226)}[made.scene.sound]
+    assert all(low <= event.tone <= high for event in made.events)
     if made.events and len(made.captions) == 2:
       says = [f"{made.scene.sound} voice" in each for each in made.captions]
       deep = any(w in " ".join(made.captions) for w in ("deep", "bright"))
@@ -232,7 +234,7 @@ def test_faces_of_the_world_of_voices_have_three_of_them():
   assert named > 30
 
 
-def test_other_worlds_are_what_they_were_before_there_were_three_voices():
+def test_other_worlds_are_what_they_were_before_there_was_one_of_voices():
   """The weights in the package were trained on these very clips."""
   digest = hashlib.sha256()
   for what in ("clips", "two_balls", "sounds"):
