@@ -24,6 +24,7 @@ from absl import flags
 
 from benchmarks import machine
 from ovi_jax import cli
+from ovi_jax.sampling import clips as clips_lib
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
@@ -45,13 +46,13 @@ FLAGS = flags.FLAGS
 
 def clip_writer(
   pipe: pipelines.Pipeline, batch_size: int, steps: int | None
-) -> Callable[[tuple[str, ...], pathlib.Path], list[pipelines.Clip]]:
+) -> Callable[[tuple[str, ...], pathlib.Path], list[clips_lib.Clip]]:
   """A function that makes clips of prompts and writes them to a folder."""
   changes = {"batch_size": batch_size, "num_steps": steps}
   recommended = settings_lib.recommended_of(pipe.components.manifest)
   settings = settings_lib.Settings.from_overrides(changes, recommended)
 
-  def make(prompts: tuple[str, ...], out: pathlib.Path) -> list[pipelines.Clip]:
+  def make(prompts: tuple[str, ...], out: pathlib.Path) -> list[clips_lib.Clip]:
     asked = [
       dataclasses.replace(request, index=row)
       for row, prompt in enumerate(prompts, 1)
@@ -59,7 +60,7 @@ def clip_writer(
     ]
     jobs, noise = planning.plan(asked, settings, pipe.components, out, "")
 
-    def finish(made: pipelines.Made) -> pipelines.Clip:
+    def finish(made: clips_lib.Made) -> clips_lib.Clip:
       clip = made.clip
       frames = iter([clip.video])
       outputs.write(made.job.path, clip.metadata, frames, clip.audio, None)
@@ -71,7 +72,7 @@ def clip_writer(
 
 
 def largest_difference(
-  found: list[pipelines.Clip], expected: list[pipelines.Clip]
+  found: list[clips_lib.Clip], expected: list[clips_lib.Clip]
 ) -> float:
   """Of all latents, over the largest value."""
   return max(
@@ -92,15 +93,15 @@ def measure(
   pipe = pipelines.Pipeline.from_pretrained(weights)
   one, several = (clip_writer(pipe, size, steps) for size in (1, batch_size))
 
-  def single(out: pathlib.Path) -> list[pipelines.Clip]:
+  def single(out: pathlib.Path) -> list[clips_lib.Clip]:
     return [one((prompt,), out)[0] for prompt in PROMPTS]
 
-  def batched(out: pathlib.Path) -> list[pipelines.Clip]:
+  def batched(out: pathlib.Path) -> list[clips_lib.Clip]:
     return several(PROMPTS, out)
 
   def timed(
-    make: Callable[[pathlib.Path], list[pipelines.Clip]],
-  ) -> tuple[float, list[pipelines.Clip]]:
+    make: Callable[[pathlib.Path], list[clips_lib.Clip]],
+  ) -> tuple[float, list[clips_lib.Clip]]:
     with tempfile.TemporaryDirectory() as folder:
       start = time.perf_counter()
       clips = make(pathlib.Path(folder))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 if TYPE_CHECKING:
-  from ovi_jax.sampling.pipeline import Clip
+  from ovi_jax.sampling.clips import Clip
   from ovi_jax.sampling.pipeline import Pipeline
 
 __all__ = ["Clip", "Pipeline", "__version__"]
@@ -15,5 +15,6 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
   """Import the API when it is used: commands start without it."""
   if name in ("Clip", "Pipeline"):
-    return getattr(importlib.import_module("ovi_jax.sampling.pipeline"), name)
+    module = "clips" if name == "Clip" else "pipeline"
+    return getattr(importlib.import_module(f"ovi_jax.sampling.{module}"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from ovi_jax import files
 from ovi_jax import storage
 from ovi_jax.modality import AV
 from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import clips as clips_lib
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import outputs
@@ -31,6 +32,7 @@ from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import tracking
 from ovi_jax.sharding import distributed
 
 _log = logging.getLogger(__name__)
@@ -210,7 +212,7 @@ def _make(
   """Make the clips and write them."""
   writes = not settings.shard_clips_over_hosts or jax.process_index() == 0
 
-  def write(made: pipelines.Made) -> None:
+  def write(made: clips_lib.Made) -> None:
     if not writes:
       # Windows are denoised on the devices of all processes.
       for _ in made.stream()[0] if made.long is not None else ():
@@ -231,5 +233,5 @@ def _make(
     _log.info("wrote %s", path)
 
   pipeline = pipelines.Pipeline(components, keep_loaded=False)
-  track = functools.partial(pipelines.bar, count=len(jobs), hidden=not writes)
+  track = functools.partial(tracking.bar, count=len(jobs), hidden=not writes)
   pipeline.generate(jobs, settings, write, noise, heads=heads, track=track)

@@ -8,33 +8,25 @@
 for the same settings.
 """
 
-import base64
 import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import operator
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
-from contextlib import AbstractContextManager
 from typing import Any
-from typing import NamedTuple
 from typing import TypeVar
 
 import jax
 import numpy as np
 
 from ovi_jax import cli
-from ovi_jax import console
-from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.modality import AV
@@ -42,41 +34,26 @@ from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import background
+from ovi_jax.sampling import clips as clips_lib
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import first_frames
-from ovi_jax.sampling import given_media
+from ovi_jax.sampling import given_encoder
+from ovi_jax.sampling import job_errors
 from ovi_jax.sampling import noise as noises
-from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import previews
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import tracking
 from ovi_jax.sampling import windows as windows_lib
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-# By the number of a batch's first clip and the clips.
-Track = Callable[
-  [int, Sequence[planning.Job]], AbstractContextManager[denoise.OnStep]
-]
 _ADAPTED = "denoiser with LoRAs"  # a loaded component
 
 
-class Encoded(NamedTuple):
-  """Latents of a clip's given files, on the host.
-
-  Attributes:
-    given: clean video_THWC and audio_TC, where the clip is given any.
-    voice_RC: of the reference voice, or `None`.
-  """
-
-  given: AV[np.ndarray]
-  voice_RC: np.ndarray | None
-
-
-EncodedOf = Callable[[planning.Job], Encoded]
 # Settings of the loaded weights, which a call cannot change.
 LOADED = (
   "variant",
@@ -86,154 +63,6 @@ LOADED = (
   "context_parallelism",
   "shard_clips_over_hosts",
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Clip:
-  """A video with its sound, or one alone.
-
-  Attributes:
-    video: uint8 RGB frames [T, H, W, 3]; `None` of sound alone.
-    audio: float32 samples [A] in [-1, 1], mono; `None` of video alone.
-    fps: frames a second.
-    sample_rate: samples a second.
-    latents: video_THWC and audio_TC that the clip was decoded from, float32.
-    metadata: all that decides what the clip is, as in the JSON of `sample.py`.
-  """
-
-  video: Any
-  audio: Any
-  fps: float = geometry.FPS
-  sample_rate: int = geometry.SAMPLE_RATE
-  latents: AV[np.ndarray]
-  metadata: Mapping[str, Any]
-
-  def save(self, path: str | os.PathLike[str]) -> storage.AnyPath:
-    """Write an mp4 (H.264, AAC) and, beside it, the metadata as JSON.
-
-    Args:
-      path: of the mp4, or of a wav for sound alone; its folder is created.
-
-    Returns:
-      The path.
-
-    Raises:
-      ValueError: the name does not end in .mp4, or .wav for sound alone.
-      OSError: it cannot be written; no file is left half written.
-    """
-    path = storage.locate(path)
-    if path.suffix.lower() != self._ending:
-      raise ValueError(f"expected a name that ends in {self._ending}: {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames = None if self.video is None else iter([self.video])
-    outputs.write(path, self.metadata, frames, self.audio, None)
-    return path
-
-  @property
-  def _ending(self) -> str:
-    """Of its file's name."""
-    return ".wav" if self.video is None else ".mp4"
-
-  def __repr__(self) -> str:
-    parts = []
-    if self.video is not None:
-      count, height, width, _ = self.video.shape
-      parts.append(f"{width}x{height}, {count} frames at {self.fps:g} fps")
-    if self.audio is not None:
-      parts.append(f"{len(self.audio) / self.sample_rate:.2f} s of sound")
-    return f"Clip({', '.join(parts)}, seed {self.metadata.get('seed')})"
-
-  def _repr_html_(self) -> str:
-    """A player, with the file inside: how a notebook shows a clip."""
-    with tempfile.TemporaryDirectory() as folder:
-      path = pathlib.Path(folder) / f"clip{self._ending}"
-      self.save(path)
-      data = path.read_bytes()
-    encoded = base64.b64encode(data).decode("ascii")
-    if self.video is None:
-      return f'<audio controls src="data:audio/wav;base64,{encoded}"></audio>'
-    return (
-      f'<video controls loop src="data:video/mp4;base64,{encoded}"></video>'
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Made:
-  """A clip that is denoised; it is decoded when it is first read.
-
-  Attributes:
-    job: what was asked for.
-    latents: video_BTHWC and audio_BTC, B = 1, float32, on the devices; not of a
-      long clip.
-    decoder: of latents.
-    measure: attention maps of the clip, if they were asked for.
-    long: a clip in windows, which are denoised while its frames are read.
-  """
-
-  job: planning.Job
-  latents: AV[Any] = dataclasses.field(default_factory=AV)
-  decoder: decoders.Decoder
-  measure: Callable[[], attention_maps.Maps] | None = None
-  long: windows_lib.LongClip | None = None
-
-  @property
-  def metadata(self) -> dict[str, Any]:
-    """What decides what the clip is, for the JSON beside it."""
-    kind = jax.devices()[0].device_kind
-    return self.job.recipe | {"device": kind, "jax": jax.__version__}
-
-  @functools.cached_property
-  def clip(self) -> Clip:
-    """The clip, on the host."""
-    if self.long is None:
-      video = audio = None
-      if self.latents.video is not None:
-        video = np.concatenate(list(self.decoder.frames(self.latents.video)))
-      if self.latents.audio is not None:
-        audio = self.decoder.wave(self.latents.audio)
-      latents = jax.tree.map(lambda a: np.asarray(a[0]), self.latents)
-    else:
-      video = np.concatenate(list(self.long.frames(keep_latents=True)))
-      audio, latents = self.long.take_sound(), self.long.joined_latents()
-    return Clip(
-      video=video, audio=audio, latents=latents, metadata=self.metadata
-    )
-
-  def stream(
-    self, keep_latents: bool = False
-  ) -> tuple[Any, Any, Callable[[], AV[np.ndarray]]]:
-    """Frames and sound as `mp4.write` takes them.
-
-    Args:
-      keep_latents: keep those of a long clip in memory.
-
-    Returns:
-      Chunks of frames; the wave, or a function of its parts; `None` for what is
-      not generated; and a function of the latents, for when all frames are
-      read.
-    """
-    if self.long is not None:
-      frames = self.long.frames(keep_latents)
-      return frames, self.long.take_sound, self.long.joined_latents
-    clip = self.clip
-    frames = None if clip.video is None else iter([clip.video])
-    return frames, clip.audio, lambda: clip.latents
-
-  def write(self, path: storage.AnyPath, *, save_latents: bool = False) -> None:
-    """Write the files of the clip, see `outputs.write`.
-
-    Args:
-      path: of the mp4, or wav.
-      save_latents: write the latents beside it.
-    """
-    frames, wave, latents = self.stream(keep_latents=save_latents)
-    kept = latents if save_latents else None
-    outputs.write(path, self.metadata, frames, wave, kept)
-
-  @functools.cached_property
-  def maps(self) -> attention_maps.Maps | None:
-    """The attention maps, on the host."""
-    return None if self.measure is None else self.measure()
 
 
 class Pipeline:
@@ -454,7 +283,9 @@ class Pipeline:
       requests, chosen, self.components, pathlib.Path(), noise
     )
     windows = sum(job.num_windows for job in jobs)
-    track = _track(progress, len(jobs), chosen.num_steps, windows)
+    track = tracking.from_progress(
+      progress, len(jobs), chosen.num_steps, windows
+    )
     clips = self.generate(
       jobs, chosen, lambda made: made.clip, given, track=track
     )
@@ -464,11 +295,11 @@ class Pipeline:
     self,
     jobs: Sequence[planning.Job],
     settings: settings_lib.Settings,
-    finish: Callable[[Made], T],
+    finish: Callable[[clips_lib.Made], T],
     noise: AV[np.ndarray] | None = None,
     *,
     heads: attention_maps.Heads | None = None,
-    track: Track | None = None,
+    track: tracking.Track | None = None,
   ) -> list[T]:
     """Make planned clips, batch by batch.
 
@@ -502,14 +333,16 @@ class Pipeline:
       Exception: of `finish`, at the next step. An exception ends the run: the
         clip that is being finished is completed, the others are dropped.
     """
-    components, track = self.components, track or _silent
+    components, track = self.components, track or tracking.silent
     negative = settings.negative_prompt
     prompts = {text for job in jobs for text in job.texts}
     _log.info("encoding %d prompts", len(prompts))
     encoder = self._load("text", lambda: encoders.TextEncoder.load(components))
     embedded = encoder.texts([*sorted(prompts), *negative])
     del encoder  # freed before the DiT is loaded, unless it is kept
-    with self._encoded(jobs) as encoded_of:
+    with given_encoder.GivenEncoder(components, self._load).encoded(
+      jobs
+    ) as encoded_of:
       _log.info("loading the DiT on %d device(s)", components.mesh.size)
       denoiser = self._denoiser()
       decoder = self._decoder()
@@ -520,7 +353,7 @@ class Pipeline:
         for batch in planning.batches(jobs, settings.batch_size):
           if batch[0].windows:
             (job,) = batch
-            with track(number, batch) as on_step, _rows_named(batch):
+            with track(number, batch) as on_step, job_errors.rows_named(batch):
               number += 1
               made = self._long(
                 *(job, settings, embedded, denoiser, decoder),
@@ -541,7 +374,7 @@ class Pipeline:
           # All clips of a batch have one, or none has.
           voices_BRC = np.stack(voices) if voices else None
           dropped: set[int] = set()
-          with track(number, batch) as on_step, _rows_named(batch):
+          with track(number, batch) as on_step, job_errors.rows_named(batch):
             number += len(batch)
             try:
               latents = denoiser.sample(
@@ -550,7 +383,7 @@ class Pipeline:
                 self._negative(settings, embedded),
                 settings,
                 conditions.stack(given),
-                worker.checked(_dropping(on_step, dropped, len(batch))),
+                worker.checked(tracking.dropping(on_step, dropped, len(batch))),
                 voices_BRC=voices_BRC,
               )
             except denoise.CancelledError:
@@ -573,9 +406,11 @@ class Pipeline:
                 None if voices_BRC is None else voices_BRC[row : row + 1],
                 job.conditioning,
               )
-            made = Made(job=job, latents=own, decoder=decoder, measure=measure)
+            made = clips_lib.Made(
+              job=job, latents=own, decoder=decoder, measure=measure
+            )
             if decodes_here:
-              with _named(job):
+              with job_errors.named(job):
                 _ = made.clip, made.maps
             finished[job.path] = worker.submit(_finish, finish, made)
     return [finished[j.path].result() for j in jobs if j.path in finished]
@@ -645,9 +480,9 @@ class Pipeline:
     embedded: Mapping[str, np.ndarray],
     denoiser: denoisers.Denoiser,
     decoder: decoders.Decoder,
-    files: Encoded,
+    files: given_encoder.Encoded,
     on_step: denoise.OnStep,
-  ) -> Made:
+  ) -> clips_lib.Made:
     """A clip that is made in windows while it is read.
 
     Args:
@@ -706,8 +541,10 @@ class Pipeline:
         jax.numpy.asarray(latents_TC[None])
       ),
     )
-    long = windows_lib.LongClip(job.windows, job.clip, steps, _before(job))
-    return Made(job=job, decoder=decoder, long=long)
+    long = windows_lib.LongClip(
+      job.windows, job.clip, steps, given_encoder.before(job)
+    )
+    return clips_lib.Made(job=job, decoder=decoder, long=long)
 
   def _negative(
     self, settings: settings_lib.Settings, embedded: Mapping[str, np.ndarray]
@@ -732,129 +569,6 @@ class Pipeline:
       self._loaded[name] = made
     return made
 
-  @contextlib.contextmanager
-  def _encoded(self, jobs: Sequence[planning.Job]) -> Iterator[EncodedOf]:
-    """Encode given files; their latents wait on disk, not in memory.
-
-    Yields:
-      A function of the latents of a clip.
-    """
-    with storage.spool() as folder:
-      paths: dict[Any, AV[Any]] = {}
-      for name, load, encode in (
-        ("video", encoders.VideoEncoder.load, self._encode_video),
-        ("audio", encoders.AudioEncoder.load, self._encode_audio),
-      ):
-        by_files = {
-          _files(job): job
-          for job in jobs
-          if getattr(job.given, name) is not None
-        }
-        saved = self._save(name, by_files, load, encode, folder)
-        for files, path in saved.items():
-          paths[files] = paths.get(files, AV())._replace(**{name: path})
-      voices = self._save(
-        "voice",
-        {_voice(job): job for job in jobs if job.voice_latents},
-        encoders.AudioEncoder.load,
-        self._encode_voice,
-        folder,
-      )
-
-      def read(job: planning.Job) -> Encoded:
-        given = jax.tree.map(np.load, paths.get(_files(job), AV()))
-        voice = voices.get(_voice(job))
-        return Encoded(given, None if voice is None else np.load(voice))
-
-      yield read
-
-  def _save(
-    self,
-    name: str,
-    jobs: Mapping[Any, planning.Job],
-    load: Callable[[Any], Any],
-    encode: Callable[[planning.Job, Any], np.ndarray],
-    folder: pathlib.Path,
-  ) -> dict[Any, pathlib.Path]:
-    """Encode one kind of given files; the encoder is freed at the end."""
-    if not jobs:
-      return {}
-    modality = "video" if name == "video" else "audio"
-    encoder = self._load(f"{modality}_encoder", lambda: load(self.components))
-    paths = {}
-    for number, (files, job) in enumerate(jobs.items()):
-      paths[files] = folder / f"{name}_{number}.npy"
-      with _named(job):
-        np.save(paths[files], encode(job, encoder))
-    return paths
-
-  def _encode_video(
-    self, job: planning.Job, encoder: encoders.VideoEncoder
-  ) -> np.ndarray:
-    request, area = job.request, self.components.geometry.area
-    if job.extended is not None and request.given.extend is not None:
-      latents_THWC = given_media.encode_extended(
-        request.given.extend, job.extended, job.clip, encoder
-      )
-    else:
-      latents_THWC = given_media.encode_video(
-        request.image, request.given, job.clip, area, encoder
-      )
-    return self.components.require_finite(latents_THWC, "video_vae")
-
-  def _encode_audio(
-    self, job: planning.Job, encoder: encoders.AudioEncoder
-  ) -> np.ndarray:
-    given = job.request.given
-    if job.extended is not None and given.extend is not None:
-      latents_TC = given_media.encode_extended_audio(
-        given.extend, job.extended, job.clip, encoder
-      )
-    else:
-      latents_TC = given_media.encode_audio(given, job.clip, encoder)
-    return self.components.require_finite(latents_TC, "audio_vae")
-
-  def _encode_voice(
-    self, job: planning.Job, encoder: encoders.AudioEncoder
-  ) -> np.ndarray:
-    path, voice = _voice(job)
-    latents_RC = given_media.encode_voice(path, voice, encoder)
-    return self.components.require_finite(latents_RC, "audio_vae")
-
-
-def _voice(job: planning.Job) -> Any:
-  """What the latents of a reference voice depend on."""
-  return job.request.given.voice, job.request.voice
-
-
-def _files(job: planning.Job) -> Any:
-  """What the given latents of a clip depend on."""
-  given = job.request.given
-  spans = tuple(each for each in given.spans if each[0] != "voice")
-  given = dataclasses.replace(given, voice=None, spans=spans)
-  return job.request.image, given, job.clip, job.extended
-
-
-def _before(job: planning.Job) -> windows_lib.Before | None:
-  """The extended file of a clip."""
-  end, path = job.extended, job.request.given.extend
-  if end is None or path is None:
-    return None
-  audio_T, samples = job.given.audio, geometry.SAMPLES_PER_AUDIO_LATENT
-  # As many at the beginning as are given without a gap.
-  count = (
-    0 if audio_T is None else int(np.logical_and.accumulate(audio_T).sum())
-  )
-  return windows_lib.Before(
-    frames=lambda: given_media.frames_of(
-      "extend", path, (end.offset, math.inf), end.frames, job.clip
-    ),
-    count=end.frames,
-    wave=given_media.wave_of(path, end.offset, end.frames / geometry.FPS),
-    overlap=end.overlap,
-    sound_given=samples * count,
-  )
-
 
 def _done(result: T) -> "futures.Future[T]":
   """A future that is done."""
@@ -863,59 +577,9 @@ def _done(result: T) -> "futures.Future[T]":
   return future
 
 
-def _finish(finish: Callable[[Made], T], made: Made) -> T:
-  with _named(made.job):
+def _finish(finish: Callable[[clips_lib.Made], T], made: clips_lib.Made) -> T:
+  with job_errors.named(made.job):
     return finish(made)
-
-
-@contextlib.contextmanager
-def _named(job: planning.Job) -> Iterator[None]:
-  """Name the clip in an error."""
-  try:
-    yield
-  except OSError as error:
-    error.filename = error.filename or job.path.stem
-    raise
-  except denoise.NonFiniteLatentsError:
-    raise  # `_rows_named` names it
-  except ValueError as error:
-    raise ValueError(f"{job.path.stem}: {error}") from error
-
-
-@contextlib.contextmanager
-def _rows_named(batch: Sequence[planning.Job]) -> Iterator[None]:
-  """Name the clips of a batch whose latents are not finite."""
-  try:
-    yield
-  except denoise.NonFiniteLatentsError as error:
-    names = ", ".join(batch[row].path.stem for row in error.rows)
-    raise denoise.NonFiniteLatentsError(
-      f"{names}: {error}", error.rows
-    ) from error
-
-
-def _dropping(
-  on_step: denoise.OnStep, dropped: set[int], count: int
-) -> denoise.OnStep:
-  """Collects the cancelled rows of a batch; raises once all of them are."""
-
-  def call(progress: denoise.Progress) -> None:
-    try:
-      on_step(progress)
-    except denoise.CancelledError as error:
-      dropped.update(error.rows)
-      if len(dropped) == count:
-        raise
-
-  return call
-
-
-@contextlib.contextmanager
-def _silent(
-  number: int, batch: Sequence[planning.Job]
-) -> Iterator[denoise.OnStep]:
-  """Progress that nobody watches."""
-  yield lambda _: None
 
 
 def _prompts(prompt: Any) -> list[str | Sequence[str]]:
@@ -938,63 +602,3 @@ def _prompts(prompt: Any) -> list[str | Sequence[str]]:
           f" {type(text).__name__}"
         )
   return several
-
-
-def _track(
-  progress: bool | Callable[[int, int], Any],
-  count: int,
-  steps: int,
-  windows: int | None = None,
-) -> Track:
-  """Progress as a caller of the pipeline asks for it.
-
-  Args:
-    progress: see `Pipeline.__call__`.
-    count: of clips.
-    steps: of a window.
-    windows: of all clips; `None` for one each.
-  """
-  if progress is False:
-    return _silent
-  if progress is True:
-    return functools.partial(bar, count=count)
-
-  total, done = steps * (windows or count), 0
-
-  @contextlib.contextmanager
-  def report(
-    number: int, batch: Sequence[planning.Job]
-  ) -> Iterator[denoise.OnStep]:
-    nonlocal done
-    before = done
-    yield lambda step: progress(before + step.finished * len(batch), total)
-    done += steps * sum(job.num_windows for job in batch)
-
-  return report
-
-
-@contextlib.contextmanager
-def bar(
-  number: int,
-  batch: Sequence[planning.Job],
-  *,
-  count: int,
-  hidden: bool = False,
-) -> Iterator[denoise.OnStep]:
-  """A progress bar of a batch's denoising steps.
-
-  Args:
-    number: of the batch's first clip, from 1.
-    batch: the clips.
-    count: of all clips.
-    hidden: draw none.
-  """
-  last = number + len(batch) - 1
-  numbers = f"{number}" if last == number else f"{number}-{last}"
-  with console.progress(
-    total=batch[0].recipe["config"]["num_steps"] * batch[0].num_windows,
-    desc=f"[{numbers}/{count}] {batch[0].path.stem}",
-    unit="step",
-    disable=hidden,
-  ) as shown:
-    yield lambda _: shown.update()

@@ -25,14 +25,15 @@ from typing import TypeVar
 
 from ovi_jax.modality import AV
 from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import clips as clips_lib
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import outputs
-from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import previews
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import tracking
 from ovi_jax.studio import adapters as adapters_lib
 from ovi_jax.studio import jobs
 from ovi_jax.studio import progress as progress_lib
@@ -67,7 +68,7 @@ class Pipeline(Protocol):
     settings: settings_lib.Settings,
     finish: Any,
     *,
-    track: pipelines.Track | None = None,
+    track: tracking.Track | None = None,
   ) -> Any: ...
 
   def restricted(self, generate: str) -> "Pipeline": ...
@@ -639,7 +640,7 @@ class Engine:
       return
     by_path = {planned.clip.path: planned for planned in batch}
 
-    def finish(made: pipelines.Made) -> None:
+    def finish(made: clips_lib.Made) -> None:
       planned = by_path[made.job.path]
       try:
         self._write(planned, made)
@@ -718,7 +719,7 @@ class Engine:
     with self._changed:
       self._live[planned.id].preview = preview
 
-  def _write(self, planned: _Planned, made: pipelines.Made) -> None:
+  def _write(self, planned: _Planned, made: clips_lib.Made) -> None:
     """Write a clip and end its job, unless it is cancelled."""
     if planned.id in self._cancelled:
       return

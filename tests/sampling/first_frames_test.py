@@ -14,6 +14,7 @@ import ovi_jax
 from ovi_jax import prompt as prompts
 from ovi_jax import synthetic
 from ovi_jax.endpoints import client as clients
+from ovi_jax.sampling import clips
 from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import outputs
@@ -241,8 +242,8 @@ def test_the_picture_is_kept_beside_the_clip(tmp_path, monkeypatch):
   def plan_only(self, jobs, settings, finish, *args, **kwargs):
     made.extend(jobs)
     for job in jobs:
-      clip = pipelines.Clip(video=None, audio=None, latents=None, metadata={})
-      one = pipelines.Made(job=job, decoder=None)
+      clip = clips.Clip(video=None, audio=None, latents=None, metadata={})
+      one = clips.Made(job=job, decoder=None)
       one.__dict__["clip"] = clip
       finish(one)
 

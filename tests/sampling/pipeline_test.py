@@ -27,11 +27,13 @@ from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import given_encoder
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import tracking
 from ovi_jax.sharding import mesh as meshes
 from tests.lib import clip_jobs
 
@@ -324,7 +326,7 @@ def test_results_keep_the_order_of_requests(batch_size, devices):
     return made.job.text, made.clip
 
   stub = Stub()
-  track = pipelines._track(lambda *x: seen.append(x), len(names), 1)
+  track = tracking.from_progress(lambda *x: seen.append(x), len(names), 1)
   made = generated(
     stub, names, finish, batch_size=batch_size, devices=devices, track=track
   )
@@ -541,7 +543,7 @@ def test_a_part_of_the_voice_does_not_encode_the_given_files_again():
       image=None, given=conditions.Conditions(video=pathlib.Path("a"), **given)
     )
     job: Any = types.SimpleNamespace(request=request, clip=None, extended=None)
-    return pipelines._files(job)
+    return given_encoder._files(job)
 
   assert files(spans=(video,)) == files(
     voice=pathlib.Path("b"), spans=(video, ("voice", (0.0, 2.0)))
