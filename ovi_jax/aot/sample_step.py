@@ -35,8 +35,9 @@ from ovi_jax.sampling import conditions as conditions_lib
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import guidance
+from ovi_jax.sampling import lengths
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
-from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solvers
 from ovi_jax.sampling import windows
@@ -94,7 +95,7 @@ def run(
   advised = settings_lib.recommended_of(manifest)
   advised |= lora_lib.recommended_of(lora)
   settings = settings_lib.Settings.from_config(config, advised)
-  pipeline = planning.components_of(
+  pipeline = opening.components_of(
     weights, manifest, settings, devices, devices[0].platform
   )
   loras = lora_lib.load(lora, manifest.architecture.fusion, manifest)
@@ -105,7 +106,7 @@ def run(
       f" {weights} has weights, whose dtypes are used; remove --aot_quantize"
     )
   # Of a prompt without a picture.
-  size = planning.clip_size(settings, manifest)
+  size = opening.clip_size(settings, manifest)
   variant = manifest.geometry
   given.check(image)
   if given.voice is not None and manifest.architecture.fusion.audio is None:
@@ -113,7 +114,7 @@ def run(
   frames = variant.latent_frames
   if seconds is not None:
     frames = conditions_lib.nearest_latent_frames(seconds)
-  window = planning.window_latent_frames(settings, variant)
+  window = lengths.window_latent_frames(settings, variant)
   many = given.extend is not None or frames > window
   clip = variant.clip(
     *geometry.snap(*size, variant.area), window if many else frames

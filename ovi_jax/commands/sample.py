@@ -26,7 +26,7 @@ from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import generate
-from ovi_jax.sampling import planning
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import requests
 
 FLAGS = flags.FLAGS
@@ -176,7 +176,7 @@ def main() -> None:
   given = {name: getattr(FLAGS, name) for name in names}
   asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
   generate.run(
-    settings=planning.resolve_settings(FLAGS.config, weights, FLAGS.lora),
+    settings=opening.resolve_settings(FLAGS.config, weights, FLAGS.lora),
     requests=requests.from_flags(*asked, **given),
     weights=weights,
     out=out,

@@ -161,7 +161,7 @@ class Denoiser:
     """One tower of this model; it shares the parameters of this one.
 
     Args:
-      components: see `planning.restricted`.
+      components: see `opening.restricted`.
     """
     wanted = architecture.parameter_shapes("fusion", components.arch.fusion)
     paths: dict[str, Any] = traverse_util.flatten_dict(wanted, sep="/")

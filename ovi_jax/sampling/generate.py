@@ -27,6 +27,7 @@ from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import clips as clips_lib
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import first_frames
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
@@ -91,7 +92,7 @@ def run(
       raise ValueError(
         "attention_maps needs both towers; leave it out, or set generate=both"
       )
-    components = planning.open_components(weights, settings, lora, generate)
+    components = opening.open_components(weights, settings, lora, generate)
     if first_frame is not None:
       requests, settings = _with_first_frames(
         requests, settings, components, first_frame, out
@@ -163,7 +164,7 @@ def _with_first_frames(
     out / first_frames.FOLDER,
     seed=settings.seed,
     samples_per_prompt=settings.samples_per_prompt,
-    size=planning.clip_size(settings, components.manifest),
+    size=opening.clip_size(settings, components.manifest),
     area=components.geometry.area,
   )
   return found, dataclasses.replace(settings, samples_per_prompt=1)

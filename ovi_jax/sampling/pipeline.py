@@ -42,6 +42,7 @@ from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import given_encoder
 from ovi_jax.sampling import job_errors
 from ovi_jax.sampling import noise as noises
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import previews
 from ovi_jax.sampling import requests as requests_lib
@@ -131,7 +132,7 @@ class Pipeline:
     if weights is None:
       weights = synthetic.WEIGHTS
     chosen = settings_lib.Settings.from_overrides(settings)
-    opened = planning.open_components(
+    opened = opening.open_components(
       storage.locate(weights), chosen, lora, generate
     )
     return cls(opened, keep_loaded=keep_loaded)
@@ -152,7 +153,7 @@ class Pipeline:
         "set_lora: expected the pipeline of the whole weights, got one of"
         " `restricted`, which has the LoRAs of the whole; call set_lora there"
       )
-    self._components = planning.with_loras(self.components, lora)
+    self._components = opening.with_loras(self.components, lora)
     self._loaded.pop(_ADAPTED, None)
 
   def restricted(self, generate: str) -> "Pipeline":
@@ -166,7 +167,7 @@ class Pipeline:
     Raises:
       ValueError: it is unknown, or this pipeline is of another tower.
     """
-    components = planning.restricted(self.components, generate)
+    components = opening.restricted(self.components, generate)
     if components.generates == self.components.generates:
       return self
     made = Pipeline(components, keep_loaded=self.keep_loaded)
@@ -239,7 +240,7 @@ class Pipeline:
         f"{', '.join(fixed)}: of the loaded weights; pass it to from_pretrained"
       )
     components = self.components
-    recommended = planning.recommended_of(components)
+    recommended = opening.recommended_of(components)
     chosen = settings_lib.Settings.from_overrides(settings, recommended)
     one = isinstance(prompt, str)
     asked = _prompts(prompt)
@@ -275,7 +276,7 @@ class Pipeline:
         storage.locate(first_frame_dir),
         seed=chosen.seed,
         samples_per_prompt=chosen.samples_per_prompt,
-        size=planning.clip_size(chosen, components.manifest),
+        size=opening.clip_size(chosen, components.manifest),
         area=components.geometry.area,
       )
       chosen = dataclasses.replace(chosen, samples_per_prompt=1)

@@ -28,6 +28,7 @@ from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import clips as clips_lib
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import previews
@@ -408,7 +409,7 @@ class Engine:
         LoRAs are then as they were.
     """
     with self.planner.public_errors():
-      planning.with_loras(self.pipeline.components, lora)
+      opening.with_loras(self.pipeline.components, lora)
     self.lora = lora
 
   def call(self, function: Callable[[Pipeline], T]) -> T:

@@ -36,6 +36,7 @@ from ovi_jax import prompt as prompts
 from ovi_jax import synthetic
 from ovi_jax.modality import AV
 from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
@@ -106,7 +107,7 @@ class Functions:
     self._variant = components.manifest.geometry
     self._manifest = components.manifest
     self._defaults = settings_lib.Settings.from_overrides(
-      {}, planning.recommended_of(components)
+      {}, opening.recommended_of(components)
     )
     self._length = components.text_length
     self._tokenizer = components.tokenizer()
@@ -165,7 +166,7 @@ class Functions:
     if self.engine.pipeline.components.weights == synthetic.WEIGHTS:
       name = "small Ovi"
     height, width = geometry.snap(
-      *planning.clip_size(self._defaults, self._manifest), self._variant.area
+      *opening.clip_size(self._defaults, self._manifest), self._variant.area
     )
     size = f"{width}x{height} pixels by default"
     return f"{name}: {size}, {self._seconds():.1f} s"

@@ -28,6 +28,7 @@ from ovi_jax.media import probe
 from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoiser as denoisers
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
@@ -172,7 +173,7 @@ class Planner:
       with self._validating:
         self._check_files(given, folder)
         if new_lora:
-          planning.with_loras(self._weights.components, request.lora)
+          opening.with_loras(self._weights.components, request.lora)
         request = dataclasses.replace(request, settings=settings, given=given)
         planned, chosen = self.plan(request, folder)
       height, width = planned.clip.pixels
@@ -243,10 +244,10 @@ class Planner:
     Raises:
       ValueError: the request cannot be fulfilled.
     """
-    components = planning.restricted(self._weights.components, request.generate)
+    components = opening.restricted(self._weights.components, request.generate)
     chosen = settings_lib.Settings.from_overrides(
       {**request.settings, "batch_size": self._batch_size},
-      planning.recommended_of(components),
+      opening.recommended_of(components),
     )
     given = {
       name: folder / value if name in FILES else value

@@ -20,7 +20,7 @@ from ovi_jax.lora import files as lora_files
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import conditions
-from ovi_jax.sampling import planning
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import settings as settings_lib
 from tests.lib import random_loras
 
@@ -111,7 +111,7 @@ def test_conditions_that_leave_nothing_to_generate_are_refused(name):
 def test_weights_that_are_not_there_may_have_kernels_of_8_bits(name):
   manifest = weights_dir.released("720x720_5s")
   settings = settings_lib.Settings.from_overrides({"dtype": "bfloat16"})
-  components = planning.components_of(
+  components = opening.components_of(
     FILE, manifest, settings, jax.devices()[:1], "cpu"
   )
   sizes = []
@@ -137,7 +137,7 @@ def test_factors_of_loras_are_arguments_of_the_step(tmp_path):
   )
   lora_files.write(path, made, towers)
   settings = settings_lib.Settings.from_overrides({})
-  components = planning.components_of(
+  components = opening.components_of(
     synthetic.WEIGHTS, manifest, settings, jax.devices()[:1], "cpu"
   )
   loras = lora_apply.load(str(path), towers, manifest)

@@ -15,8 +15,8 @@ from ovi_jax import synthetic
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import pipeline as pipelines
-from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 
 SIDE = 32  # pixels of a frame
@@ -106,7 +106,7 @@ class Models:
 def pipeline(step_seconds: float = 0.0) -> tuple[pipelines.Pipeline, Models]:
   """A pipeline with the settings of the small Ovi, and its models."""
   settings = settings_lib.Settings.from_overrides({})
-  components = planning.components_of(
+  components = opening.components_of(
     synthetic.WEIGHTS,
     weights_dir.read(synthetic.WEIGHTS),
     settings,

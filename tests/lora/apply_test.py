@@ -21,6 +21,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import low_rank
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
@@ -171,7 +172,7 @@ def test_a_lora_trained_with_given_latents_recommends_to_show_them_clean(
     (f"{clean}:0/1", "clean"),
     (f"{clean}:0", "renoise"),
   ):
-    found = planning.resolve_settings(config, synthetic.WEIGHTS, str(path))
+    found = opening.resolve_settings(config, synthetic.WEIGHTS, str(path))
     assert found.conditioning == mode
   merge.merge(synthetic.WEIGHTS, str(clean), tmp_path / "merged")
   merged = weights_dir.manifest_of(tmp_path / "merged").sampling
@@ -182,10 +183,10 @@ def test_a_lora_trained_with_given_latents_recommends_to_show_them_clean(
     "conditioning": "clean"
   }
   config.conditioning = "renoise"
-  asked = planning.resolve_settings(config, synthetic.WEIGHTS, str(clean))
+  asked = opening.resolve_settings(config, synthetic.WEIGHTS, str(clean))
   assert asked.conditioning == "renoise"
   with pytest.raises(ValueError, match="there is no file .*none"):
-    planning.resolve_settings(config, synthetic.WEIGHTS, "none")
+    opening.resolve_settings(config, synthetic.WEIGHTS, "none")
 
 
 def test_sums_that_are_not_finite_leave_no_weights(tmp_path):
@@ -213,7 +214,7 @@ def test_whole_kernels_of_8_bits_are_refused_before_weights_are_loaded(
   files.write(tmp_path / "lora", made, SMALL)
   stored = dict(weights.shapes(synthetic.WEIGHTS / "fusion.safetensors"))
   settings = settings_lib.Settings.from_overrides({})
-  opened = planning.open_components(synthetic.WEIGHTS, settings)
+  opened = opening.open_components(synthetic.WEIGHTS, settings)
   pipe = ovi_jax.Pipeline(opened)
   pipe.set_lora(str(tmp_path / "lora"))
   adapted = pipe.components.loras
@@ -277,9 +278,7 @@ def test_extraction_keeps_other_differences_whole(tmp_path):
 
 def test_the_metadata_of_a_clip_names_its_loras(file, log_lines):
   settings = settings_lib.Settings.from_overrides({})
-  opened = planning.open_components(
-    synthetic.WEIGHTS, settings, f"{file}:0.5/0"
-  )
+  opened = opening.open_components(synthetic.WEIGHTS, settings, f"{file}:0.5/0")
   (each,) = opened.loras
   assert each.metadata() == {
     "path": str(file),
@@ -288,7 +287,7 @@ def test_the_metadata_of_a_clip_names_its_loras(file, log_lines):
   }
   assert any("has another digest than these" in line for line in log_lines)
   with pytest.raises(ValueError, match="there is no file"):
-    planning.with_loras(opened, "none.safetensors")
+    opening.with_loras(opened, "none.safetensors")
 
 
 @pytest.mark.slow

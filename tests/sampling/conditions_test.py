@@ -20,6 +20,7 @@ from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import given_media
+from ovi_jax.sampling import lengths
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
@@ -182,15 +183,14 @@ def test_sound_is_given_up_to_the_end_of_its_track(folder):
   for given in ({"keep_audio_until": 0.9}, {"keep": "0-0.4,0.5-1"}):
     (row,) = requests.expand(asked(folder, video=path, **given), 1, 0, **SIZE)
     assert row.sound[1] == pytest.approx(0.5, abs=0.06)
-    (note,) = planning._sound_notes(row, CLIP)
+    (note,) = lengths.sound_notes(row, CLIP)
     assert note.startswith("video: its sound ends at 0.5")
     sound = row.masks(CLIP).audio
     assert sound[:12].all() and not sound[18:].any()
     rows.append(row)
   earlier = dataclasses.replace(rows[0].given, keep_audio_until=0.3)
   assert (
-    planning._sound_notes(dataclasses.replace(rows[0], given=earlier), CLIP)
-    == ()
+    lengths.sound_notes(dataclasses.replace(rows[0], given=earlier), CLIP) == ()
   )
   # A rest of up to 0.1 s is silence, as of other files.
   until = dataclasses.replace(rows[0].given, keep_audio_until=2.0)
@@ -216,7 +216,7 @@ def test_sound_that_begins_late_is_given_from_there_on(folder, tmp_path):
     (row,) = requests.expand(asked(tmp_path, **given), 1, 0, **SIZE)
     sound = row.masks(CLIP).audio
     assert not sound[:11].any() and sound[15:29].all()
-    notes = planning._sound_notes(row, CLIP)
+    notes = lengths.sound_notes(row, CLIP)
     (name, *_) = given
     assert notes[0].startswith(f"{name}: its sound begins at 0.")
   # A beginning of up to 0.1 s is silence, as the end is.

@@ -19,6 +19,7 @@ from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import noise
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
@@ -54,7 +55,7 @@ def test_only_what_one_tower_needs_is_read(name, tmp_path):
   others = {"video": ("audio_vae", "vocoder"), "audio": ("video_vae",)}[name]
   for component in others:
     weights_dir.component_file(folder, component).unlink()
-  found = planning.open_components(folder, settings(), "", name)
+  found = opening.open_components(folder, settings(), "", name)
   assert found.generates == name and found.channels.present().keys() == {name}
   # Of the towers' file too, without the layers between the towers.
   file = weights_dir.component_file(folder, "fusion")
@@ -66,7 +67,7 @@ def test_only_what_one_tower_needs_is_read(name, tmp_path):
   assert len(paths) < len(shapes) / 2
   assert loaded.keys() == wanted.keys() == {name, "blocks"}
   with pytest.raises(ValueError, match="missing"):
-    planning.open_components(folder, settings())
+    opening.open_components(folder, settings())
 
 
 def test_weights_of_one_tower_say_what_they_make(tmp_path):
@@ -81,10 +82,10 @@ def test_weights_of_one_tower_say_what_they_make(tmp_path):
     ("sound", "generate 'sound' is unknown"),
   ):
     with pytest.raises(ValueError, match=message) as error:
-      planning.open_components(tmp_path, settings(), "", asked)
+      opening.open_components(tmp_path, settings(), "", asked)
     assert "\n" not in str(error.value)
   # Without a length in the manifest, that of Wan's clips.
-  found = planning.components_of(
+  found = opening.components_of(
     tmp_path,
     weights_dir.manifest_of(tmp_path),
     settings(),

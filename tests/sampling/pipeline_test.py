@@ -28,6 +28,7 @@ from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import given_encoder
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
@@ -68,7 +69,7 @@ def test_sample_py_writes_the_same_file(clip, tmp_path):
   config.update(FEW)
   (made,) = generate.run(
     requests=requests.from_prompt(BALL),
-    settings=planning.resolve_settings(config, synthetic.WEIGHTS),
+    settings=opening.resolve_settings(config, synthetic.WEIGHTS),
     weights=synthetic.WEIGHTS,
     out=tmp_path / "out",
   )

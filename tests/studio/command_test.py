@@ -14,7 +14,7 @@ from configs import sample
 from ovi_jax import synthetic
 from ovi_jax.media import mp4
 from ovi_jax.sampling import generate
-from ovi_jax.sampling import planning
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import requests
 from tests.lib import child_env
 
@@ -72,7 +72,7 @@ def test_a_clip_of_the_service_is_one_of_sample_py(tmp_path, log_lines):
   config.seed, config.num_steps = 7, 2
   made = generate.run(
     requests=requests.from_prompt(PROMPT),
-    settings=planning.resolve_settings(config, synthetic.WEIGHTS),
+    settings=opening.resolve_settings(config, synthetic.WEIGHTS),
     weights=synthetic.WEIGHTS,
     out=tmp_path / "clips",
     save_latents=True,

@@ -8,9 +8,9 @@ import pytest
 
 from ovi_jax import synthetic
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
-from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
@@ -21,7 +21,7 @@ PROMPTS = ("A red ball bounces.", "Rain.", "A blue lamp flashes.", "Snow.")
 def made(folder, devices: int, batch_size: int):
   """Latents of a clip for each prompt, and the sizes of batches."""
   settings = settings_lib.Settings.from_overrides({"mesh": {"data": devices}})
-  components = planning.components_of(
+  components = opening.components_of(
     synthetic.WEIGHTS,
     weights_dir.read(synthetic.WEIGHTS),
     settings,

@@ -19,7 +19,7 @@ from ovi_jax.data import builder
 from ovi_jax.data import schema
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights_dir
-from ovi_jax.sampling import planning
+from ovi_jax.sampling import opening
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.training import export
 from ovi_jax.training import settings
@@ -251,7 +251,7 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
     **weights_dir.manifest_of(advised).sampling,
     "slg_layer": 0,
   }
-  found = planning.resolve_settings(sample.get_config(), out)
+  found = opening.resolve_settings(sample.get_config(), out)
   assert (found.num_steps, found.guidance_scale.audio, found.slg_layer) == (
     7,
     1.25,
