@@ -116,8 +116,9 @@ def is_complete(
 
   Raises:
     ValueError: there is another clip under this name; lists the differences.
+    OSError: the object store cannot be used.
   """
-  if not path.exists():
+  if not storage.exists(path):
     return False
   try:
     found = storage.read_json(path.with_suffix(".json"))
@@ -140,7 +141,7 @@ def is_complete(
       f"{path} was made with other settings ({', '.join(different)} differ);"
       " choose another --out, or --overwrite it"
     )
-  return all(further.exists() for further in beside)
+  return all(storage.exists(further) for further in beside)
 
 
 def _compared(key: str, value: Any) -> Any:

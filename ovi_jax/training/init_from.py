@@ -187,6 +187,8 @@ def plan(
     f"{path}: no source supplies it, and it may not be scratch"
     for path in sorted(shapes.keys() - suppliers.keys() - settled)
   ]
+  if len(problems) == 1:
+    raise ValueError(f"initial parameters: {problems[0]}")
   if problems:
     listed = "".join(f"\n  {line}" for line in problems)
     raise ValueError(f"initial parameters: {len(problems)} problems:{listed}")
