@@ -32,6 +32,9 @@ SCRIPTS = {
   "ovi-train": "train.py",
   "ovi-convert": "convert_torch_weights.py",
 }
+# Exit code of a command that ran to its end with a result that is not good:
+# shards that failed, or a program that does not fit in HBM. Errors are 1.
+BAD_RESULT = 3
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -288,10 +291,10 @@ def require_flags(values: flags.FlagValues, **examples: str) -> None:
       raise ValueError(f"--{name}={example} is needed")
 
 
-def exit_with_error(message: object) -> NoReturn:
-  """End with exit code 1 and `COMMAND: message` on stderr."""
+def exit_with_error(message: object, code: int = 1) -> NoReturn:
+  """End with an exit code and `COMMAND: message` on stderr."""
   console.error(f"{command_name()}: {message}")
-  sys.exit(1)
+  sys.exit(code)
 
 
 def exit_with_unexpected(words: str, hint: str = "") -> NoReturn:

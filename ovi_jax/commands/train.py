@@ -7,7 +7,8 @@
 Run the same command again to resume from the newest checkpoint. Exit codes: 0
 finished; 75 interrupted (SIGTERM, Ctrl-C), a checkpoint was saved unless
 preemption_grace_seconds expired; 76 a step took longer than
-step_timeout_seconds; 130 second Ctrl-C; 1 an error, printed in one line.
+step_timeout_seconds; 130 second Ctrl-C; 1 an error, printed in one line; 3 with
+--aot, the step does not fit.
 --config.FIELD=VALUE sets a field of the config. The guides are
 docs/how_to/fine_tune.md and docs/how_to/train.md of the repository.
 """
@@ -91,7 +92,7 @@ def main() -> None:
       fits = train_step.run(
         FLAGS.aot, chosen, reports, FLAGS.flags_profile, FLAGS.aot_quantize
       )
-      sys.exit(not fits)
+      sys.exit(0 if fits else cli.BAD_RESULT)
     if FLAGS.aot_quantize:
       raise ValueError(
         "--aot_quantize needs --aot; name a topology, such as --aot=v5p:4x4x4"

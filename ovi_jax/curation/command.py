@@ -46,7 +46,8 @@ def main(argv: list[str]) -> None:
     print("curation: interrupted; run the same command to resume")
     sys.exit(128 + signal.SIGINT)
   if problems:
-    cli.exit_with_error("\n".join(["incomplete:", *problems]))
+    lines = "\n".join(["incomplete:", *problems])
+    cli.exit_with_error(lines, cli.BAD_RESULT)
 
 
 def start() -> None:
