@@ -134,6 +134,7 @@ setuptools.setup(
       *STUDIO,
       *TEST,
       "ipykernel>=7.0",
+      "jsonschema>=4.26",
       "kubernetes-validate>=1.37",
       "libtpu>=0.0.42",
       "nbclient>=0.10",

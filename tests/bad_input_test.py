@@ -243,10 +243,10 @@ def uploaded(weights, bucket_endpoint):
   return f"{place}/x", objects
 
 
-def train(folder, source, workdir="", **changes):
+def train(folder, source, workdir="", changes=()):
   on_all_devices = {"mesh.fsdp": 8, "batch_size": 8}
   config = small_training.config(
-    "audio_pretrain", str(source), **on_all_devices, **changes
+    "audio_pretrain", str(source), **on_all_devices, **dict(changes)
   )
   chosen = settings.from_config(config)
   trainer.train(chosen, config.to_dict(), workdir or folder / "run")
@@ -312,7 +312,7 @@ def test_bad_input_is_one_line_before_the_first_step(
     "run": lambda: train(folder, dataset, place),
     "data": lambda: train(folder, place),
     "init": lambda: train(
-      folder, dataset, **{"init_from.audio": place}, **AUDIO
+      folder, dataset, changes={"init_from.audio": place} | AUDIO
     ),
     "weights": lambda: sample(folder, place),
     "clips": lambda: sample(folder, weights, place),

@@ -2,13 +2,11 @@
 
 import fnmatch
 import functools
-import importlib
 import importlib.util
 import json
 import pathlib
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 from typing import Any
@@ -18,111 +16,22 @@ import pytest
 import setuptools
 import yaml
 
-from ovi_jax.commands import sample
-from ovi_jax.commands import train
-from ovi_jax.curation import command as curation
+from ovi_jax.training import loop
+from tests.lib import jobset
+from tests.lib import launch_files
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-LAUNCH = ROOT / "launch"
-MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
-SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-KUBERNETES = "1.32"
+ROOT, LAUNCH = launch_files.ROOT, launch_files.LAUNCH
+MANIFESTS, SHELL = launch_files.MANIFESTS, launch_files.SHELL
 MIN_GRACE_SECONDS = 20
-# Facts about JobSet's fields, jobset.x-k8s.io/v1alpha2, from its CRD.
-JOBSET = {"replicatedJobs", "failurePolicy", "network", "successPolicy"}
-FAILURE_POLICY = {"maxRestarts", "restartStrategy", "rules"}
-RULE = {"name", "action", "onJobFailureReasons", "targetReplicatedJobs"}
-RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
-ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
-REASONS = {"BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy"}
-PROGRAMS = {"ovi-train": "train", "ovi-sample": "sample", "python": "curate"}
-
-
-def documents(path):
-  return list(yaml.safe_load_all(path.read_text("utf-8")))
-
-
-def check_schema(document):
-  kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
-
-def jobs(path):
-  """Validated Jobs of a manifest."""
-  for document in documents(path):
-    if document["kind"] != "JobSet":
-      check_schema(document)
-      if document["kind"] == "Job":
-        yield document
-      continue
-    assert document["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
-    assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
-    check_policy(document["spec"])
-    for replicated in document["spec"]["replicatedJobs"]:
-      assert set(replicated) == {"name", "replicas", "template"}
-      job = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": document["metadata"],
-        **replicated["template"],
-      }
-      check_schema(job)
-      yield job
-
-
-def check_policy(spec):
-  assert set(spec) <= JOBSET
-  policy = spec["failurePolicy"]
-  assert set(policy) <= FAILURE_POLICY
-  assert policy["maxRestarts"] > 0
-  assert policy["restartStrategy"] == "BlockingRecreate"
-  for rule in policy["rules"]:
-    assert {"name", "action"} <= set(rule) <= RULE
-    assert RULE_NAME.fullmatch(rule["name"])
-    assert rule["action"] in ACTIONS
-    assert set(rule["onJobFailureReasons"]) <= REASONS
-
-
-def container(job):
-  (found,) = job["spec"]["template"]["spec"]["containers"]
-  return found
-
-
-@functools.cache
-def defined_flags(program):
-  """The flags that a command defines."""
-  text = pathlib.Path(
-    {"train": train, "sample": sample, "curate": curation}[program].__file__
-  ).read_text("utf-8")
-  names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text))
-  return names | {"config"}
-
-
-def check_command(words):
-  """Check the flags and config fields of a command."""
-  program = next(PROGRAMS[w] for w in words if w in PROGRAMS)
-  named = [w for w in words if w.startswith("--config=")]
-  name = named[0].partition("=")[2] if named else "sample"
-  config = importlib.import_module(f"configs.{name}").get_config()
-  for word in words:
-    if not word.startswith("--") or word == "--":
-      continue
-    flag = word[2:].partition("=")[0]
-    if not flag.startswith("config."):
-      assert flag in defined_flags(program), word
-      continue
-    value = config
-    for part in flag.split(".")[1:]:
-      assert part in value, word
-      value = value[part]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.name)
 def test_manifests_fit_the_schemas_and_name_flags_that_exist(path):
-  for job in jobs(path):
-    found = container(job)
+  for job in launch_files.jobs(path):
+    found = launch_files.container(job)
     words = [*found["command"], *found["args"]]
     assert words[:2] == ["tini", "--"]  # SIGTERM reaches the command
-    check_command(words[2:])
+    launch_files.check_command(words[2:])
     names = {entry["name"] for entry in found["env"]}
     used = re.findall(r"\$\((\w+)\)", " ".join(words))
     assert set(used) <= names
@@ -132,7 +41,7 @@ def test_manifests_fit_the_schemas_and_name_flags_that_exist(path):
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.name)
 def test_jobs_run_as_a_user_and_have_time_to_save(path):
-  for job in jobs(path):
+  for job in launch_files.jobs(path):
     spec = job["spec"]["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["restartPolicy"] == "Never"
@@ -144,48 +53,79 @@ def test_jobs_run_as_a_user_and_have_time_to_save(path):
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.glob("train_*.yaml")))
 def test_training_restarts_after_exit_code_75_and_has_shared_memory(path):
-  (job,) = jobs(path)
+  (job,) = launch_files.jobs(path)
   first = job["spec"]["podFailurePolicy"]["rules"][0]
   assert first["onExitCodes"] == {
-    "containerName": container(job)["name"],
+    "containerName": launch_files.container(job)["name"],
     "operator": "In",
-    "values": [train.loop.INTERRUPTED],
+    "values": [loop.INTERRUPTED],
   }
   spec = job["spec"]["template"]["spec"]
   (grace,) = [
     float(word.partition("=")[2])
-    for word in container(job)["args"]
+    for word in launch_files.container(job)["args"]
     if word.startswith("--config.preemption_grace_seconds=")
   ]
   assert 0 < grace < spec["terminationGracePeriodSeconds"]
-  assert {"name": "shm", "mountPath": "/dev/shm"} in container(job)[
-    "volumeMounts"
-  ]
+  assert {"name": "shm", "mountPath": "/dev/shm"} in launch_files.container(
+    job
+  )["volumeMounts"]
   assert spec["volumes"][0]["emptyDir"]["medium"] == "Memory"
 
 
 def test_a_misspelt_field_is_found():
-  job = next(iter(jobs(LAUNCH / "sample.yaml")))
+  job = next(iter(launch_files.jobs(LAUNCH / "sample.yaml")))
   job["spec"]["paralelism"] = 2
   with pytest.raises(kubernetes_validate.ValidationError, match="paralelism"):
-    check_schema(job)
+    launch_files.check_schema(job)
+  words = ["ovi-train", "--config=fusion", "--config.bach_size=2"]
   with pytest.raises(AssertionError, match="bach_size"):
-    check_command(["ovi-train", "--config=fusion", "--config.bach_size=2"])
+    launch_files.check_command(words)
+
+
+@pytest.mark.parametrize(
+  ("place", "value", "problem"),
+  [
+    (("spec", "failurePolicy", "maxRestart"), 1, "'maxRestart' was unexpected"),
+    (("spec", "failurePolicy", "maxRestarts"), "1", "'1' is not of type"),
+    (("spec", "failurePolicy", "restartStrategy"), "Block", "not one of"),
+    (("spec", "failurePolicy", "rules", 0, "action"), "Restart", "not one of"),
+    (("spec", "failurePolicy", "rules", 0, "name"), "a-b", "does not match"),
+    (
+      ("spec", "failurePolicy", "rules", 0, "onJobFailureReasons"),
+      ["Evicted"],
+      "not one of",
+    ),
+    (
+      ("spec", "failurePolicy", "rules", 0, "targetReplicatedJobs"),
+      ["host"],
+      "no replicated job host",
+    ),
+    (("spec", "successPolicy"), {}, "'operator' is a required property"),
+    (("spec", "replicatedJobs", 0, "replica"), 2, "'replica' was unexpected"),
+    (("metadata", "name"), "Ovi", "is no name of a pod"),
+    (("metadata", "name"), "o" * 50, "is no name of a pod"),
+  ],
+)
+def test_what_a_cluster_refuses_in_a_jobset_is_found(place, value, problem):
+  text = (LAUNCH / "train_tpu.yaml").read_text("utf-8")
+  document = yaml.safe_load(text)
+  assert not jobset.problems(document)
+  *folders, name = place
+  functools.reduce(lambda found, key: found[key], folders, document)[name] = (
+    value
+  )
+  (found,) = jobset.problems(document)
+  assert problem in found
 
 
 @pytest.mark.parametrize("path", SHELL, ids=lambda p: p.name)
-def test_shell_files_are_valid_and_name_flags_that_exist(path):
+def test_shell_files_are_valid(path):
+  """Their commands are in tests/pods_test.py."""
   checker = pathlib.Path(sys.executable).with_name("shellcheck")
   for command in (["bash", "-n", path], [checker, path]):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-  text = path.read_text("utf-8").replace("\\\n", " ")
-  found = re.findall(
-    r"((?:ovi-train|ovi-sample|python -m ovi_jax\.curation) --.*)", text
-  )
-  assert len(found) == 1
-  words = shlex.split(re.split(r'\s\|\||"$', found[0])[0].replace('\\"', '"'))
-  check_command(words)
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +231,12 @@ def test_programs_that_are_started_exist_in_the_image(project):
     e.split(" = ")[0] for e in project["entry_points"]["console_scripts"]
   }
   commands = [
-    [*container(job)["command"], *container(job)["args"]]
+    [
+      *launch_files.container(job)["command"],
+      *launch_files.container(job)["args"],
+    ]
     for path in MANIFESTS
-    for job in jobs(path)
+    for job in launch_files.jobs(path)
   ]
   commands += [
     [*json.loads(" ".join(entry[1:])), *json.loads(" ".join(words[1:]))]

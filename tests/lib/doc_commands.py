@@ -76,16 +76,20 @@ NOT_RUN: Mapping[str, str] = {
   " tests/sharding/equality_test.py, tests/train_processes_test.py",
   r"--first_frame_endpoint=": "an endpoint;"
   " tests/sampling/first_frames_test.py has a server",
-  r" --aot=": "minutes of compilation at full size; tests/aot",
+  r" --aot=": "minutes of compilation, at small sizes too; tests/aot, and"
+  " tests/pods_test.py for the sizes",
   r"benchmarks\.splash_blocks ": "a TPU",
-  r"^(?:gcloud|kubectl|docker|tensorboard|export|sbatch|bash) |=gs://": "a"
-  " cluster; tests/launch_test.py checks the files of launch/",
+  r"^(?:gcloud|kubectl|docker|tensorboard|export|sbatch|bash) ": "a cluster;"
+  " tests/pods_test.py runs them with stand-ins for the programs",
 }
 # Pattern of commands that run in a test of their own -> the test.
 RUN_ALONE: Mapping[str, str] = {
   r"curation\.sync\.(?:train --evaluate=|convert )": "curation/docs_test.py",
   r"ovi_jax\.study power ": "study/command_test.py",
   r"scripts\.small_ovi\.study ": "scripts/small_ovi/study_test.py",
+  r"^python -m ovi_jax\.training\.export .*=gs://\$BUCKET": (
+    "training/export_test.py"
+  ),
 }
 
 

@@ -14,6 +14,7 @@ from ovi_jax.models import dit
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import export
+from tests.lib import doc_commands
 from tests.lib import small_training
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -71,20 +72,21 @@ def test_exported_weights_are_written_beside_the_components(
 
 @pytest.mark.slow
 def test_a_run_is_exported_to_a_store(run, weights, bucket, tmp_path):
-  for out in (tmp_path / "out", f"{bucket}/out"):
-    export.export(run, out, weights)
+  """By the command of the guide to pods: all of it is in a store."""
+  export.export(run, tmp_path / "out", weights)
+  storage.upload_folder(run, f"{bucket}/runs/fusion")
+  storage.upload_folder(weights, f"{bucket}/weights/components")
+  guide = doc_commands.DOCS / "how_to" / "pods.md"
+  commands = [c for _, c in doc_commands.commands(guide)]
+  (command,) = [c for c in commands if "ovi_jax.training.export" in c]
+  name = bucket.removeprefix("gs://")
+  doc_commands.run("bash", f"BUCKET={name}; {command}", doc_commands.ROOT)
+  out = f"{bucket}/weights/fusion"
   names = {p.name for p in (tmp_path / "out").iterdir()}
-  assert storage.sizes(f"{bucket}/out").keys() == names
+  assert storage.sizes(out).keys() == names
   for name in names:
-    content = storage.read_bytes(f"{bucket}/out/{name}", 1 << 30)
+    content = storage.read_bytes(f"{out}/{name}", 1 << 30)
     assert content == (tmp_path / "out" / name).read_bytes(), name
-  with pytest.raises(ValueError, match="holds weights already"):
-    export.export(run, f"{bucket}/out", weights)
-  storage.upload_folder(run, f"{bucket}/run")
-  export.export(f"{bucket}/run", f"{bucket}/again", weights)
-  name = weights_dir.component_file(tmp_path / "out", "fusion").name
-  content = storage.read_bytes(f"{bucket}/again/{name}", 1 << 30)
-  assert content == (tmp_path / "out" / name).read_bytes()
 
 
 def test_sizes_round_trip():
