@@ -17,7 +17,7 @@ import setuptools
 import yaml
 
 from ovi_jax import cli
-from ovi_jax.curation import command
+from ovi_jax.curation import command as curation
 from ovi_jax.training import loop
 from tests.lib import jobset
 from tests.lib import launch_files
@@ -60,7 +60,7 @@ def test_failed_shards_of_curation_are_not_tried_again_and_stop_no_others():
     for rule in job["spec"]["podFailurePolicy"]["rules"]
     if "onExitCodes" in rule
   }
-  assert rules == {cli.BAD_RESULT: "FailIndex", command.EX_TEMPFAIL: "Ignore"}
+  assert rules == {cli.BAD_RESULT: "FailIndex", curation.EX_TEMPFAIL: "Ignore"}
   assert job["spec"]["backoffLimitPerIndex"] >= 1  # which FailIndex needs
 
 
