@@ -69,6 +69,19 @@ def clean_process():
   traced_memory.stop()
 
 
+@pytest.fixture(scope="module")
+def one_device():
+  """JAX reports a single device to the tests of a module; gives all of them.
+
+  On eight, programs of which each device computes the whole run eight times.
+  """
+  everything = jax.devices()
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("devices", "local_devices"):
+      patch.setattr(jax, name, lambda *_, **__: everything[:1])
+    yield everything
+
+
 @pytest.fixture
 def log_lines():
   """The messages that the package logs during a test, at INFO and above."""

@@ -28,6 +28,8 @@ from tests.lib import clip_jobs
 from tests.lib import fake_sampling
 from tests.lib import media_files
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SIZE = {"height": 64, "width": 64, "area": 64 * 96}
 CLIP = geometry.Clip(
   latent_frames=7, latent_height=2, latent_width=2, audio_latents=32

@@ -26,6 +26,8 @@ from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
 from tests.lib import media_files
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 FEW = {"num_steps": 1, "progress": False}
 
 

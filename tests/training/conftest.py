@@ -1,18 +1,10 @@
 """Fixtures of the training tests."""
 
-import jax
 import numpy as np
 import pytest
 
 from ovi_jax.data import builder
 from tests.lib import small_training
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-  """JAX reports a single device."""
-  one = jax.devices()[:1]
-  monkeypatch.setattr(jax, "devices", lambda *_: one)
 
 
 @pytest.fixture(scope="session")

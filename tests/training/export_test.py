@@ -29,10 +29,7 @@ def run(datasets, tmp_path_factory):
     datasets["clips"],
     **small_training.FROM_SCRATCH,
   )
-  with pytest.MonkeyPatch.context() as patch:
-    one = jax.devices()[:1]
-    patch.setattr(jax, "devices", lambda *_: one)
-    assert small_training.run(values, path)
+  assert small_training.run(values, path)
   return path
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import pytest
 
 from ovi_jax import synthetic
@@ -20,19 +19,15 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
-def pretrained(datasets, tmp_path_factory):
+def pretrained(one_device, datasets, tmp_path_factory):
   """Runs of the two towers alone."""
   root = tmp_path_factory.mktemp("runs")
-  with pytest.MonkeyPatch.context() as patch:
-    one = jax.devices()[:1]
-    patch.setattr(jax, "devices", lambda *_: one)
-    small_training.run(
-      small_training.config("audio_pretrain", datasets["sounds"]),
-      root / "audio",
-    )
-    small_training.run(
-      small_training.config("video_pretrain", datasets["clips"]), root / "video"
-    )
+  small_training.run(
+    small_training.config("audio_pretrain", datasets["sounds"]), root / "audio"
+  )
+  small_training.run(
+    small_training.config("video_pretrain", datasets["clips"]), root / "video"
+  )
   return root
 
 
