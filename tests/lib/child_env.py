@@ -6,9 +6,11 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A test's time is mostly compilation, and more than half of that the
-# optimizations of LLVM and the newer code generator for fusions.
+# optimizations of LLVM and the newer code generator for fusions. Splitting a
+# program to compile its parts in parallel costs a tenth of the rest.
 QUICK_COMPILE = (
   "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  " --xla_cpu_parallel_codegen_split_count=1"
 )
 
 
