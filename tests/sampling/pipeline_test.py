@@ -38,13 +38,15 @@ from ovi_jax.sampling import tracking
 from ovi_jax.sharding import mesh as meshes
 from tests.lib import clip_jobs
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 BALL = "A red ball bounces on a wooden floor. Audio: dull wooden knocks."
 LAMP = "A blue lamp flashes. Audio: a low beep."
 FEW = {"seed": 7, "num_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def pipe() -> ovi_jax.Pipeline:
+def pipe(one_device) -> ovi_jax.Pipeline:
   return ovi_jax.Pipeline.from_pretrained()
 
 
@@ -465,7 +467,7 @@ def test_an_interrupted_run_leaves_whole_files(tmp_path):
 
 
 @pytest.fixture
-def latents_of(weights, tmp_path, golden):
+def latents_of(one_device, weights, tmp_path, golden):
   """Latents of seven clips of the stand-in, in the order of requests."""
   picture = tmp_path / "first.png"
   Image.fromarray(golden("image")["image_u8"]).save(picture)
@@ -493,7 +495,7 @@ def latents_of(weights, tmp_path, golden):
     components = denoisers.SamplingComponents(
       weights=weights,
       manifest=weights_dir.read(weights),
-      mesh=meshes.make(jax.devices()[:count], **sizes),
+      mesh=meshes.make(one_device[:count], **sizes),
       dtype=jnp.dtype("float32"),
       backend="xla_head",
     )
