@@ -32,10 +32,9 @@ SCRIPTS = {
   "ovi-train": "train.py",
   "ovi-convert": "convert_torch_weights.py",
 }
-# Exit code of a command that ran to its end with a result that is not good:
-# shards that failed, or a program that does not fit in HBM. Errors are 1.
-BAD_RESULT = 3
-CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
+# Exit code of --aot if a program does not fit in HBM. Errors are 1.
+DOES_NOT_FIT = 3
+CACHE = "~/.cache/ovi_jax/xla"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
@@ -73,7 +72,10 @@ def setup_jax() -> None:
     if chosen and storage.is_remote(path := storage.path(chosen)):
       storage.check_access(path)
     return
-  jax.config.update("jax_compilation_cache_dir", str(CACHE))
+  cache = os.path.expanduser(CACHE)
+  if not os.path.isabs(cache):
+    return  # this user has no home folder
+  jax.config.update("jax_compilation_cache_dir", cache)
   if _SECONDS_VARIABLE not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -291,10 +293,10 @@ def require_flags(values: flags.FlagValues, **examples: str) -> None:
       raise ValueError(f"--{name}={example} is needed")
 
 
-def exit_with_error(message: object, code: int = 1) -> NoReturn:
-  """End with an exit code and `COMMAND: message` on stderr."""
+def exit_with_error(message: object) -> NoReturn:
+  """End with exit code 1 and `COMMAND: message` on stderr."""
   console.error(f"{command_name()}: {message}")
-  sys.exit(code)
+  sys.exit(1)
 
 
 def exit_with_unexpected(words: str, hint: str = "") -> NoReturn:

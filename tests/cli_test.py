@@ -142,10 +142,22 @@ def test_a_chosen_platform_is_left_alone(monkeypatch):
     jax.config.update("jax_platforms", before)
 
 
+def test_a_user_without_a_home_folder_has_no_cache(monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+  try:
+    jax.config.update("jax_compilation_cache_dir", None)
+    cli.setup_jax()
+    assert jax.config.jax_compilation_cache_dir is None
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.mark.parametrize(
   ("configured", "variable", "expected"),
   [
-    (None, None, str(cli.CACHE)),
+    (None, None, os.path.expanduser(cli.CACHE)),
     ("/own", None, "/own"),
     (None, "", None),  # JAX reads the variable when it is imported
     (None, "/named", None),

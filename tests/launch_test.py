@@ -16,8 +16,6 @@ import pytest
 import setuptools
 import yaml
 
-from ovi_jax import cli
-from ovi_jax.curation import command as curation
 from ovi_jax.training import loop
 from tests.lib import jobset
 from tests.lib import launch_files
@@ -51,17 +49,6 @@ def test_jobs_run_as_a_user_and_have_time_to_save(path):
     assert job["spec"]["completions"] == job["spec"]["parallelism"]
     counts = job["metadata"]["annotations"].get("edit-pods")
     assert counts in (None, str(job["spec"]["completions"]))
-
-
-def test_failed_shards_of_curation_are_not_tried_again_and_stop_no_others():
-  (job,) = launch_files.jobs(LAUNCH / "curate.yaml")
-  rules = {
-    rule["onExitCodes"]["values"][0]: rule["action"]
-    for rule in job["spec"]["podFailurePolicy"]["rules"]
-    if "onExitCodes" in rule
-  }
-  assert rules == {cli.BAD_RESULT: "FailIndex", curation.EX_TEMPFAIL: "Ignore"}
-  assert job["spec"]["backoffLimitPerIndex"] >= 1  # which FailIndex needs
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.glob("train_*.yaml")))
@@ -115,6 +102,7 @@ def test_a_misspelt_field_is_found():
       "no replicated job host",
     ),
     (("spec", "successPolicy"), {}, "'operator' is a required property"),
+    (("spec",), {}, "'replicatedJobs' is a required property"),
     (("spec", "replicatedJobs", 0, "replica"), 2, "'replica' was unexpected"),
     (("metadata", "name"), "Ovi", "is no name of a pod"),
     (("metadata", "name"), "o" * 50, "is no name of a pod"),

@@ -169,7 +169,7 @@ def main() -> None:
       FLAGS.lora,
       FLAGS.aot_quantize,
     )
-    sys.exit(0 if fits else cli.BAD_RESULT)
+    sys.exit(0 if fits else cli.DOES_NOT_FIT)
   if FLAGS.aot_quantize:
     raise ValueError("--aot_quantize is for --aot; name a topology with --aot")
   names = (*requests.COLUMNS, "seconds")

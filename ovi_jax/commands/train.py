@@ -92,7 +92,7 @@ def main() -> None:
       fits = train_step.run(
         FLAGS.aot, chosen, reports, FLAGS.flags_profile, FLAGS.aot_quantize
       )
-      sys.exit(0 if fits else cli.BAD_RESULT)
+      sys.exit(0 if fits else cli.DOES_NOT_FIT)
     if FLAGS.aot_quantize:
       raise ValueError(
         "--aot_quantize needs --aot; name a topology, such as --aot=v5p:4x4x4"

@@ -7,8 +7,7 @@
 
 The command is resumable: it computes only missing outputs and those affected by
 changed settings. Cluster jobs divide a pass by shard ranges. Exit codes: 0
-complete; 1 an error; 3 incomplete, failed shards are listed; 75 stopped by
-SIGTERM.
+complete; 1 an error or failed shards, which are listed; 75 stopped by SIGTERM.
 """
 
 if __name__ == "__main__":

@@ -46,8 +46,7 @@ def main(argv: list[str]) -> None:
     print("curation: interrupted; run the same command to resume")
     sys.exit(128 + signal.SIGINT)
   if problems:
-    lines = "\n".join(["incomplete:", *problems])
-    cli.exit_with_error(lines, cli.BAD_RESULT)
+    cli.exit_with_error("\n".join(["incomplete:", *problems]))
 
 
 def start() -> None:

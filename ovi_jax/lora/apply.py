@@ -90,6 +90,11 @@ def parse(
     strength = AV(1.0, 1.0)
     if match := _STRENGTH.fullmatch(end):
       strength = AV(float(match[1]), float(match[2] or match[1]))
+    elif _is_file(path) and not _is_file(item):
+      raise ValueError(
+        f"LoRA {item!r}: expected a number, or VIDEO/AUDIO with a number for"
+        f" each tower, as strength of {path}, got {end!r}"
+      )
     else:
       path = item
     if not path:
@@ -101,6 +106,10 @@ def parse(
       )
     found.append((path, strength))
   return found
+
+
+def _is_file(path: str) -> bool:
+  return bool(path) and os.path.isfile(path)
 
 
 def load(

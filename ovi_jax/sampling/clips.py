@@ -1,4 +1,4 @@
-"""Clips as results: in memory, and on the way to it or to a file."""
+"""Generated clips, and clips that are decoded when they are first read."""
 
 import base64
 import dataclasses

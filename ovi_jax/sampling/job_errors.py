@@ -29,6 +29,8 @@ def rows_named(batch: Sequence[planning.Job]) -> Iterator[None]:
     yield
   except denoise.NonFiniteLatentsError as error:
     names = ", ".join(batch[row].path.stem for row in error.rows)
+    loras = ", ".join(lora["path"] for lora in batch[0].recipe.get("loras", ()))
+    cause = f"; or a LoRA is damaged or too strong: {loras}" if loras else ""
     raise denoise.NonFiniteLatentsError(
-      f"{names}: {error}", error.rows
+      f"{names}: {error}{cause}", error.rows
     ) from error

@@ -8,6 +8,7 @@ An mp4 (or wav) under its final name is complete and described by the JSON
 beside it, so an interrupted run can be continued.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -120,6 +121,10 @@ def is_complete(
   """
   if not storage.exists(path):
     return False
+  if path.is_dir():
+    raise ValueError(f"{path} is a folder; choose another --out")
+  if isinstance(path, pathlib.Path) and not path.stat().st_size:
+    return False  # nothing is lost
   try:
     found = storage.read_json(path.with_suffix(".json"))
   except (OSError, ValueError):
@@ -131,10 +136,10 @@ def is_complete(
     )
   expected = {name: None for name in _OPTIONAL_FIELDS} | dict(recipe)
   different = [
-    key
+    name
     for key, value in expected.items()
     if key not in _VERSION_FIELDS
-    and _compared(key, found.get(key)) != _compared(key, value)
+    for name in _different(key, found.get(key), value)
   ]
   if different:
     raise ValueError(
@@ -142,6 +147,20 @@ def is_complete(
       " choose another --out, or --overwrite it"
     )
   return all(storage.exists(further) for further in beside)
+
+
+def _different(key: str, found: Any, expected: Any) -> list[str]:
+  """Names of what differs of an entry: of fields, if both have fields."""
+  found, expected = _compared(key, found), _compared(key, expected)
+  if found == expected:
+    return []
+  if not (isinstance(found, Mapping) and isinstance(expected, Mapping)):
+    return [key]
+  return [
+    f"{key}.{field}"
+    for field in dict.fromkeys([*expected, *found])
+    if found.get(field) != expected.get(field)
+  ]
 
 
 def _compared(key: str, value: Any) -> Any:
@@ -182,21 +201,22 @@ def write(
   """
 
   def describe() -> None:
-    if latents is not None:
-      found = latents()
-      with (
-        files.atomic_path(latents_of(path)) as temporary,
-        temporary.open("wb") as file,
-      ):
+    with contextlib.ExitStack() as named:
+      if latents is not None:
+        found = latents()
         names = {"video": "video_THWC", "audio": "audio_TC"}
         arrays = {names[n]: found_T for n, found_T in found.present().items()}
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    # The new mp4 is whole but has no name yet. The old one goes first: it must
-    # never stand beside the new one's description.
-    path.unlink(missing_ok=True)
-    text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
-    with files.atomic_path(path.with_suffix(".json")) as temporary:
-      temporary.write_text(text, "utf-8")
+        temporary = named.enter_context(files.atomic_path(latents_of(path)))
+        with temporary.open("wb") as file:
+          np.savez(file, **arrays)  # type: ignore[arg-type]
+      text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
+      description = path.with_suffix(".json")
+      temporary = named.enter_context(files.atomic_path(description))
+      # Bytes of file names that are not UTF-8 become escapes of JSON.
+      temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+      # All new files are whole but have no names yet. The old mp4 goes first:
+      # it must never stand beside the new one's description.
+      path.unlink(missing_ok=True)
 
   if frames is None:
     wav.write(path, wave, before_naming=describe)

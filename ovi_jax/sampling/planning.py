@@ -29,6 +29,7 @@ from ovi_jax.sampling import windows as windows_lib
 
 _log = logging.getLogger(__name__)
 MAX_CLIPS = 100_000  # of a run
+MAX_NOTES = 20  # that are shown
 # Of the files of clips, by what is generated.
 ENDINGS = {denoisers.BOTH: ".mp4", "video": ".mp4", "audio": ".wav"}
 
@@ -183,7 +184,7 @@ def plan(
       )
     for note in notes:
       line = f"note: {request.place}{note}"
-      if line not in noted:
+      if line not in noted and len(noted) < MAX_NOTES:
         _log.info("%s", line)
       noted.add(line)
     many = len(texts) > 1
@@ -209,6 +210,8 @@ def plan(
         generates=generate,
       )
     )
+  if len(noted) > MAX_NOTES:
+    _log.info("note: %d further notes are not shown", len(noted) - MAX_NOTES)
   return jobs, given
 
 

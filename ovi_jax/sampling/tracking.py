@@ -38,7 +38,7 @@ def dropping(
 def silent(
   number: int, batch: Sequence[planning.Job]
 ) -> Iterator[denoise.OnStep]:
-  """Progress that nobody watches."""
+  """No progress reports."""
   yield lambda _: None
 
 

@@ -102,7 +102,7 @@ class ConditionsConfig:
     if self.video.reference_prob:
       problems.append(
         "objective.conditions.video has no reference: a reference is of a"
-        " voice; set it to 0"
+        " voice; set reference_prob to 0"
       )
     if self.video.whole_prob + self.audio.whole_prob > 1:
       problems.append(

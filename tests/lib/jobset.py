@@ -65,10 +65,12 @@ _REPLICATED_JOB = _object(
   template={
     "type": "object",
     "properties": {"metadata": {"type": "object"}, "spec": {"type": "object"}},
+    "required": ["spec"],
     "additionalProperties": False,
   },
 )
 _SPEC = _object(
+  "replicatedJobs",
   coordinator=_object(
     "replicatedJob", replicatedJob=_TEXT, jobIndex=_INDEX, podIndex=_INDEX
   ),

@@ -313,7 +313,7 @@ def assert_close(
   far = {
     path: error
     for path, error in errors.items()
-    if error > share * (2 if "/nu/" in path else 1)
+    if not error <= share * (2 if "/nu/" in path else 1)
   }
   assert not far, far
 

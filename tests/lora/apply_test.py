@@ -63,6 +63,14 @@ def test_a_flag_that_cannot_be_is_refused(text, message):
     apply.parse(text)
 
 
+@pytest.mark.parametrize("strength", ["nan", "", "1/", "50%", "1/2/3"])
+def test_a_strength_that_cannot_be_read_is_named(strength, tmp_path):
+  path = tmp_path / "a.safetensors"
+  path.touch()
+  with pytest.raises(ValueError, match="expected a number, or VIDEO/AUDIO"):
+    apply.parse(f"{path}:{strength}")
+
+
 def test_two_loras_of_other_strengths_are_added_to_every_layer():
   """On eight devices; what has no update is shared with the base."""
   flat = random_loras.base()

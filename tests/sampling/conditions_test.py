@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import string
 import types
 from typing import Any
 
@@ -454,6 +455,19 @@ def test_clips_with_equal_kinds_of_conditions_are_batched(folder):
   # Renoised: a last frame only, or a whole video with its first latent clean.
   sizes = [len(batch) for batch in planning.batches(jobs, 8)]
   assert sizes == [3, 1, 1, 2, 1]
+
+
+def test_notes_of_a_long_table_are_bounded(tmp_path, log_lines):
+  table = tmp_path / "words.csv"
+  rows = [f"A zz{letter} ball." for letter in string.ascii_lowercase]
+  table.write_text("\n".join(["text_prompt", *rows]))
+  pipe, _ = fake_sampling.pipeline()
+  settings = settings_lib.Settings.from_overrides({"num_steps": 1})
+  asked = requests.from_file(table)
+  jobs, _ = planning.plan(asked, settings, pipe.components, tmp_path, "")
+  unread = [line for line in log_lines if "not in the vocabulary" in line]
+  assert len(jobs) == 26 and len(unread) == 20
+  assert "note: 6 further notes are not shown" in log_lines
 
 
 def test_clips_are_batched_by_the_length_of_their_voice(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Whole runs of `sample.py` on the stand-in: files, reruns, bad input."""
 
 import json
+import os
 import pathlib
 import shutil
 import struct
@@ -341,7 +342,7 @@ def test_a_run_from_python_caches_compiled_programs(run, tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", None)
     with pytest.raises(ValueError, match="convert_torch_weights"):
       run(weights=tmp_path / "nowhere")
-    assert jax.config.jax_compilation_cache_dir == str(cli.CACHE)
+    assert jax.config.jax_compilation_cache_dir == os.path.expanduser(cli.CACHE)
   finally:
     jax.config.update("jax_compilation_cache_dir", before)
 

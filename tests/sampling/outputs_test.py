@@ -1,11 +1,14 @@
 """Output files are complete or absent after a kill."""
 
+import errno
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ovi_jax.media import mp4
@@ -48,6 +51,56 @@ def test_a_complete_clip_is_not_generated_again(tmp_path):
     outputs.is_complete(path, recipe)
 
 
+def test_an_empty_file_is_no_clip_and_a_folder_is_refused(tmp_path):
+  path = tmp_path / "clip.mp4"
+  grey_clips.write(path, 9)
+  path.write_bytes(b"")
+  assert not outputs.is_complete(path, grey_clips.RECIPE | {"seed": 9})
+  path.unlink()
+  path.mkdir()
+  with pytest.raises(ValueError, match=r"clip.mp4 is a folder; choose"):
+    outputs.is_complete(path, grey_clips.RECIPE | {"seed": 9})
+
+
+def test_settings_that_differ_are_named(tmp_path):
+  path = tmp_path / "clip.mp4"
+  path.write_bytes(b"mp4")
+  made = {"config": {"num_steps": 3, "seed": 1, "shift": 5.0}}
+  path.with_suffix(".json").write_text(json.dumps(made))
+  wanted = {"config": {"num_steps": 4, "seed": 1, "solver": "euler"}}
+  message = r"\(config.num_steps, config.solver, config.shift differ\)"
+  with pytest.raises(ValueError, match=message):
+    outputs.is_complete(path, wanted)
+
+
+def test_bytes_of_names_that_are_not_utf8_are_kept(tmp_path):
+  path = tmp_path / "clip.mp4"
+  frames = np.zeros((2, 32, 32, 3), np.uint8)
+  name = os.fsdecode(b"img\xff \xc3\xa9.png")
+  outputs.write(path, {"image": name}, iter([frames]), None, None)
+  text = path.with_suffix(".json").read_text("utf-8")
+  assert json.loads(text) == {"image": name} and "\u00e9" in text
+
+
+def test_a_clip_whose_description_cannot_be_written_keeps_the_old_one(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / "clip.mp4"
+  grey_clips.write(path, 100)
+
+  def full(self, data):
+    raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+  with pytest.raises(OSError, match="no space left"):
+    grey_clips.write(path, 200)
+  monkeypatch.undo()
+  assert json.loads(path.with_suffix(".json").read_text())["seed"] == 100
+  assert abs(int(mp4.read(path)[0].mean()) - 100) < 5
+  left = sorted(p.name for p in tmp_path.iterdir())
+  assert left == ["clip.json", "clip.mp4", "clip.npz"]
+
+
 LORA = {"path": "a", "sha256": "1", "strength": {"video": 1.0, "audio": 1.0}}
 
 
@@ -68,7 +121,7 @@ def test_a_clip_is_complete_only_with_the_same_files(
 ):
   """LoRAs and given files are the same by their checksums."""
   path = tmp_path / "clip.mp4"
-  path.touch()
+  path.write_bytes(b"mp4")
   path.with_suffix(".json").write_text(json.dumps({"seed": 1} | made))
   if not differs:
     assert outputs.is_complete(path, {"seed": 1} | wanted)
@@ -112,7 +165,7 @@ def test_an_unusable_directory_is_reported(tmp_path):
 )
 def test_a_hostile_recipe_is_refused_in_one_line(tmp_path, content):
   path = tmp_path / "clip.mp4"
-  path.write_bytes(b"")
+  path.write_bytes(b"mp4")
   path.with_suffix(".json").write_bytes(content)
   with pytest.raises(ValueError, match="has no readable JSON"):
     outputs.is_complete(path, {"seed": 1})

@@ -28,6 +28,7 @@ from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import given_encoder
+from ovi_jax.sampling import job_errors
 from ovi_jax.sampling import opening
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
@@ -437,6 +438,21 @@ def test_clips_that_are_not_finite_are_named():
 
   with pytest.raises(denoise.NonFiniteLatentsError, match="^b, c: step 1: not"):
     generated(Stub(denoised), "abcd", None, batch_size=4)
+
+
+def test_a_lora_is_named_as_a_cause_of_values_that_are_not_finite():
+  job = types.SimpleNamespace(
+    path=pathlib.Path("clip.mp4"), recipe={"loras": [{"path": "strong.st"}]}
+  )
+  batch: Any = [job]
+  with (
+    pytest.raises(denoise.NonFiniteLatentsError) as error,
+    job_errors.rows_named(batch),
+  ):
+    raise denoise.NonFiniteLatentsError("step 1", [0])
+  assert str(error.value) == (
+    "clip: step 1; or a LoRA is damaged or too strong: strong.st"
+  )
 
 
 def test_an_interrupted_run_leaves_whole_files(tmp_path):

@@ -24,8 +24,6 @@ from ovi_jax.sampling import windows
 from tests.lib import child_env
 from tests.lib import media_files
 
-pytestmark = pytest.mark.usefixtures("one_device")
-
 FIVE = geometry.variant("720x720_5s").clip(64, 64)
 TEN = geometry.variant("960x960_10s").clip(64, 64)
 SMALL = geometry.Clip(

@@ -84,6 +84,8 @@ def test_a_run_is_exported_to_a_store(run, weights, bucket, tmp_path):
   for name in names:
     content = storage.read_bytes(f"{out}/{name}", 1 << 30)
     assert content == (tmp_path / "out" / name).read_bytes(), name
+  with pytest.raises(ValueError, match="holds weights already"):
+    export.export(run, out, weights)
 
 
 def test_sizes_round_trip():
