@@ -83,6 +83,7 @@ ALONE = {
   "remat": "full",
 }
 BATCH_768 = {"remat": "attention"}  # the batch of the config, and the paper's
+SAVE_ALL = "attention+projections+mlp"
 TRIED = "_tried"
 OLDER = " †"
 # Name -> command.
@@ -92,26 +93,39 @@ CASES: Mapping[str, Sequence[str]] = {
       "v5p:4x4x4",
       grad_accum_steps=12,
       mesh__fsdp=64,
-      remat="attention+projections+mlp",
+      remat=SAVE_ALL,
     ),
     "--flags_profile=v5p",
   ),
-  "train_v5p_512": _train(
-    "v5p:8x8x8",
-    grad_accum_steps=3,
-    mesh__fsdp=256,
-    mesh__context=2,
-    **BATCH_768,
+  "train_v5p_512": (
+    *_train(
+      "v5p:8x8x8",
+      grad_accum_steps=3,
+      mesh__fsdp=256,
+      mesh__context=2,
+      remat=SAVE_ALL,
+    ),
+    "--flags_profile=v5p",
   ),
-  "train_v6e_256": _train(
-    "v6e:16x16", grad_accum_steps=3, mesh__fsdp=256, **BATCH_768
+  "train_v6e_256": (
+    *_train(
+      "v6e:16x16",
+      grad_accum_steps=6,
+      mesh__fsdp=128,
+      mesh__context=2,
+      remat=SAVE_ALL,
+    ),
+    "--flags_profile=v6e",
   ),
-  "train_v5e_256": _train(
-    "v5e:16x16",
-    grad_accum_steps=6,
-    mesh__fsdp=128,
-    mesh__context=2,
-    **BATCH_768,
+  "train_v5e_256": (
+    *_train(
+      "v5e:16x16",
+      grad_accum_steps=6,
+      mesh__fsdp=128,
+      mesh__context=2,
+      remat="attention+mlp",
+    ),
+    "--flags_profile=v5e",
   ),
   "sample_720_v5p_4": _sample("v5p:2x2x1", "720x720_5s"),
   "sample_960_v5p_4": _sample("v5p:2x2x1", "960x960_10s"),
