@@ -65,7 +65,7 @@ def test_requests_of_the_service_name_loras(folder, tmp_path, monkeypatch):
   store = jobs.JobStore(tmp_path / "out")
   found = adapters.Adapters(folder)
   engine = engines.Engine(pipeline, store, adapters=found)
-  monkeypatch.setattr(requests.planning, "with_loras", lambda *_: None)
+  monkeypatch.setattr(requests.opening, "with_loras", lambda *_: None)
   app = service.create_app(engine)
   with testclient.TestClient(app, "http://localhost") as client:
     asked = {"prompt": "A red ball bounces.", "lora": "a.safetensors:0.5"}
