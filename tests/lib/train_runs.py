@@ -290,15 +290,19 @@ def assert_same_states(
 
 
 def assert_close(
-  ours: pathlib.Path, theirs: pathlib.Path, share: float
+  ours: pathlib.Path,
+  theirs: pathlib.Path,
+  share: float,
+  second_moments: float | None = None,
 ) -> None:
   """Two runs ended at the same step, their states within a share of the range.
 
   Args:
     ours: directory of a run.
     theirs: of another.
-    share: of the largest value of each array that they may differ by; second
-      moments by twice as much, because they are squares of gradients.
+    share: of the largest value of each array that they may differ by.
+    second_moments: likewise, of the second moments of gradients; by default
+      `share`.
   """
   assert newest(ours) == newest(theirs)
   (mine, place), (other, there) = contents(ours), contents(theirs)
@@ -313,7 +317,7 @@ def assert_close(
   far = {
     path: error
     for path, error in errors.items()
-    if not error <= share * (2 if "/nu/" in path else 1)
+    if not error <= (second_moments or share if "/nu/" in path else share)
   }
   assert not far, far
 
