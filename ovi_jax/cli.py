@@ -77,7 +77,8 @@ def setup_jax() -> None:
     return  # this user has no home folder
   jax.config.update("jax_compilation_cache_dir", cache)
   if _SECONDS_VARIABLE not in os.environ:
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # A command has about 20 small programs, which take seconds in all.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def skip_absent_tpu() -> None:
