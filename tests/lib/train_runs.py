@@ -293,32 +293,33 @@ def assert_close(
   ours: pathlib.Path,
   theirs: pathlib.Path,
   share: float,
-  second_moments: float | None = None,
 ) -> None:
   """Two runs ended at the same step, their states within a share of the range.
+
+  The second moments of gradients are compared by their roots, which have the
+  units of gradients: the relative error of a square is twice that of its root.
 
   Args:
     ours: directory of a run.
     theirs: of another.
     share: of the largest value of each array that they may differ by.
-    second_moments: likewise, of the second moments of gradients; by default
-      `share`.
   """
   assert newest(ours) == newest(theirs)
   (mine, place), (other, there) = contents(ours), contents(theirs)
   # Every process has the same, however many there are.
   assert all(each == there[0] for each in (*place, *there))
   assert mine.keys() == other.keys()
-  errors = {
-    path: np.abs(mine[path].astype("f8") - x.astype("f8")).max()
-    / max(np.abs(x.astype("f8")).max(), 1e-30)
-    for path, x in other.items()
-  }
-  far = {
-    path: error
-    for path, error in errors.items()
-    if not error <= (second_moments or share if "/nu/" in path else share)
-  }
+
+  def values(path: str, array: np.ndarray) -> np.ndarray:
+    array = array.astype("f8")
+    return np.sqrt(array) if "/nu/" in path else array
+
+  errors = {}
+  for path, array in other.items():
+    expected = values(path, array)
+    error = np.abs(values(path, mine[path]) - expected).max()
+    errors[path] = error / max(np.abs(expected).max(), 1e-30)
+  far = {path: error for path, error in errors.items() if not error <= share}
   assert not far, far
 
 
