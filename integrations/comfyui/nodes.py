@@ -107,6 +107,13 @@ class OviVideo:
           {"default": "both", "tooltip": "Video with sound, or silent."},
         ),
         "lora": ("OVI_LORA",),
+        "voice": (
+          "AUDIO",
+          {
+            "tooltip": "1 to 3 s of the voice that speaks, for weights that"
+            " were trained with reference voices."
+          },
+        ),
       },
     }
 
@@ -130,6 +137,7 @@ class OviVideo:
     keep: str = "",
     negative_prompt: str = "",
     lora: str = "",
+    voice: Any = None,
   ) -> tuple[Any]:
     """Ask the service for a clip and wait for it."""
     fields = {
@@ -151,6 +159,7 @@ class OviVideo:
       "video": video is not None and mp4(video),
       "audio": audio is not None and wav(audio),
       "extend": extend is not None and mp4(extend),
+      "voice": voice is not None and wav(voice),
     }
     data = _made(url, fields, given)
     from comfy_api.latest import InputImpl
@@ -171,7 +180,7 @@ class OviSound:
   def INPUT_TYPES(cls) -> dict[str, Any]:
     inputs = OviVideo.INPUT_TYPES()
     required = ("prompt", "seed", "num_steps", "audio_guidance", "url")
-    optional = ("audio", "keep", "negative_prompt", "seconds", "lora")
+    optional = ("audio", "keep", "negative_prompt", "seconds", "lora", "voice")
     return {
       "required": {name: inputs["required"][name] for name in required},
       "optional": {
@@ -195,6 +204,7 @@ class OviSound:
     keep: str = "",
     negative_prompt: str = "",
     lora: str = "",
+    voice: Any = None,
   ) -> tuple[Any]:
     """Ask the service for sound and wait for it."""
     fields = {
@@ -208,7 +218,10 @@ class OviSound:
       "negative_prompt": negative_prompt.strip(),
       "lora": lora,
     }
-    given = {"audio": audio is not None and wav(audio)}
+    given = {
+      "audio": audio is not None and wav(audio),
+      "voice": voice is not None and wav(voice),
+    }
     return (from_wav(_made(url, fields, given)),)
 
 

@@ -164,7 +164,7 @@ def plan(
     if request.given.extend is None:
       notes += lengths_lib.sound_notes(request, clip)
     notes += request.notes
-    if request.voice is not None and not _knows_voices(components):
+    if request.voice is not None and not knows_voices(components.manifest):
       notes += (
         "voice: these weights do not say that they were trained with reference"
         " voices",
@@ -265,9 +265,9 @@ def _check_towers(request: requests_lib.Request, generate: str) -> None:
     )
 
 
-def _knows_voices(components: denoisers.SamplingComponents) -> bool:
+def knows_voices(manifest: weights_dir.Manifest) -> bool:
   """Whether the weights recommend settings of reference voices."""
-  return "voice_guidance_scale" in components.manifest.sampling
+  return "voice_guidance_scale" in manifest.sampling
 
 
 def _check_voices(

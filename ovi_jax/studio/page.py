@@ -152,6 +152,7 @@ class Functions:
       "seconds": round(self._seconds(), 2),
       "max_seconds": self.engine.limits.seconds,
       "towers": list(self._manifest.architecture.fusion.present()),
+      "voices": planning.knows_voices(self._manifest),
       "seed": settings_lib.FIXED["seed"],
       "loras": self.engine.adapters.names(),
       "videos": VIDEOS,

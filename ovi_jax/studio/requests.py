@@ -47,12 +47,12 @@ SETTINGS = (
   "slg_layer",
   "negative_prompt",
   "conditioning",
+  "voice_guidance_scale",
 )
-# Given files. Sampling takes a reference voice, too; the studio does not offer
-# it.
-FILES = ("image", "last_image", "video", "audio", "extend")
+FILES = ("image", *conditions.FILES)  # that are given
 GIVEN = (*FILES, "trim", "keep", "keep_audio_until")
 _PICTURES = ("image", "last_image")
+_SOUNDS = ("audio", "voice")  # files that need no picture
 _CHUNK = 1 << 20
 _MAX_MESSAGE = 1000  # characters
 # Absolute paths of POSIX and Windows; their last part stays.
@@ -215,7 +215,7 @@ class Planner:
           rows, columns = images.stored_size(path)
           area = rows * columns
         else:
-          facts = probe.read(path, video=name != "audio")
+          facts = probe.read(path, video=name not in _SOUNDS)
           area = facts.width * facts.height
           seconds = max(facts.duration, probe.seconds(path))
           if not seconds <= self._limits.seconds:
@@ -374,6 +374,13 @@ def _batch_key(request: jobs.ClipRequest, planned: planning.Job) -> str:
   parts = conditions.split(planned.given, planned.conditioning)
   kinds = str(jax.tree.structure(parts))
   return json.dumps(
-    [settings, request.lora, request.generate, str(planned.clip), kinds],
+    [
+      settings,
+      request.lora,
+      request.generate,
+      str(planned.clip),
+      kinds,
+      planned.voice_latents,
+    ],
     sort_keys=True,
   )

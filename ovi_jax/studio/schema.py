@@ -30,6 +30,7 @@ FILES = {
   "video": "video",
   "audio": "audio",
   "extend": "extend",
+  "voice": "voice",
 }
 # Status of a job -> that of OpenAI's API.
 STATUSES = {
@@ -60,6 +61,7 @@ class Trim(pydantic.BaseModel):
   video: str | tuple[float, float] | None = None
   audio: str | tuple[float, float] | None = None
   extend: str | tuple[float, float] | None = None
+  voice: str | tuple[float, float] | None = None
 
 
 class Reference(pydantic.BaseModel):
@@ -113,10 +115,15 @@ class CreateVideo(pydantic.BaseModel):
   extend: Media = pydantic.Field(
     None, description="Clip to continue; the result begins with it."
   )
+  voice: Media = pydantic.Field(
+    None,
+    description="Sound of 1 to 3 s whose voice speaks in the clip, for weights"
+    " that were trained with reference voices.",
+  )
   trim: Trim | None = pydantic.Field(
     None,
-    description="Start and end in seconds that are used of video, audio or"
-    " extend, such as 1.5-4; all other times count from the start.",
+    description="Start and end in seconds that are used of video, audio, extend"
+    " or voice, such as 1.5-4; all other times count from the start.",
   )
   keep: str | list[tuple[float, float]] | None = pydantic.Field(
     None,
@@ -146,6 +153,9 @@ class CreateVideo(pydantic.BaseModel):
   conditioning: str | None = pydantic.Field(
     None,
     description="How input latents are shown to the model: clean or renoise.",
+  )
+  voice_guidance_scale: float | None = pydantic.Field(
+    None, description="Guidance scale of the reference voice; 1 for none."
   )
   lora: str | None = pydantic.Field(
     None,

@@ -207,6 +207,9 @@ def test_a_clip_is_made_from_given_media(nodes, comfy, served):
   (video,) = node.make(**wanted, video=Video())
   assert len(mp4.read(video)[0]) == 5
   assert engine.query()[0].request.given == {"video": "video"}
+  voice = {"waveform": Tensor(tone()), "sample_rate": 8000}
+  node.make(**wanted, voice=voice)
+  assert engine.query()[0].request.given == {"voice": "voice"}
   node.make(**wanted | {"seconds": 0.5, "generate": "video"}, extend=None)
   request = engine.query()[0].request
   assert (request.seconds, request.generate) == (0.5, "video")
@@ -235,18 +238,26 @@ def test_a_clip_is_continued(nodes, comfy, served, monkeypatch):
   engine.cancel(found["id"])
 
 
+def tone() -> np.ndarray:
+  """1.5 s at 8 kHz, [1, 1, A]."""
+  times = np.arange(12_000) / 8000
+  return np.sin(2 * np.pi * 220 * times).astype(np.float32)[None, None]
+
+
 def test_sound_is_made_alone(nodes, comfy, served, monkeypatch):
   engine, address = served
   torch = types.SimpleNamespace(from_numpy=Tensor)
   monkeypatch.setitem(sys.modules, "torch", torch)
   node = nodes["OviSound"]()
   wanted = defaults(node) | {"url": address, "num_steps": 2, "seconds": 0.5}
-  (sound,) = node.make(**wanted)
+  voice = {"waveform": Tensor(tone()), "sample_rate": 8000}
+  (sound,) = node.make(**wanted, voice=voice)
   assert sound["sample_rate"] == 16_000
   assert sound["waveform"].numpy().shape[:2] == (1, 1)
   assert np.abs(sound["waveform"].numpy()).max() > 0.5
   (job,) = engine.query()
   assert job.request.generate == "audio" and job.clip.endswith(".wav")
+  assert job.request.given == {"voice": "voice"}
 
 
 def test_the_interrupt_button_cancels_the_clip(nodes, comfy, served):

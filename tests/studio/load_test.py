@@ -173,10 +173,10 @@ def test_memory_does_not_grow_with_the_number_of_jobs(tmp_path):
       """Make a clip, or cancel it after its preview; how many were seen."""
       fields = {"prompt": f"Ball {number}.", "seconds": "1"}
       fields["num_steps"] = "600" if number % 3 == 0 else "6"
-      files = {"input_reference": picture} if number % 3 == 1 else {}
-      asked = persistent(
-        client.post, "/v1/videos", data=fields, files=files or None
-      )
+      body = {"json": fields | {"num_steps": int(fields["num_steps"])}}
+      if number % 3 == 1:
+        body = {"data": fields, "files": {"input_reference": picture}}
+      asked = persistent(client.post, "/v1/videos", **body)
       assert asked.status_code == 200, asked.text
       at, seen = f"/v1/videos/{asked.json()['id']}", 0
       while True:

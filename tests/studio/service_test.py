@@ -8,6 +8,7 @@ import wave
 
 import fastapi
 import httpx
+import numpy as np
 import pytest
 from fastapi import testclient
 from fastapi.middleware import cors
@@ -131,12 +132,16 @@ def test_all_fields_of_a_form_are_read(client, engine):
     "trim[audio]": "1-6",
     "seconds": "4",
     "generate": "both",
+    "voice_guidance_scale": "2",
+    "trim[voice]": "0.5-2",
   }
   sound = io.BytesIO()
   with wave.open(sound, "wb") as file:
     file.setparams((1, 2, 16000, 0, "NONE", ""))
-    file.writeframes(bytes(2 * 16000 * 6))
-  files = {"audio": ("../../x.wav", sound.getvalue(), "audio/wav")}
+    tone = np.sin(2 * np.pi * 220 * np.arange(16000 * 6) / 16000)
+    file.writeframes((9000 * tone).astype("<i2").tobytes())
+  given = ("../../x.wav", sound.getvalue(), "audio/wav")
+  files = {"audio": given, "voice": given}
   found = done(
     client, engine, client.post("/v1/videos", data=fields, files=files)
   )
@@ -153,11 +158,13 @@ def test_all_fields_of_a_form_are_read(client, engine):
     "negative_prompt": "blur",
     "slg_layer": 0,
     "conditioning": "clean",
+    "voice_guidance_scale": 2.0,
   }
   assert request.given == {
     "audio": "audio",
+    "voice": "voice",
     "keep": [[0.0, 1.0], [2.0, 3.0]],
-    "trim": {"audio": [1.0, 6.0]},
+    "trim": {"audio": [1.0, 6.0], "voice": [0.5, 2.0]},
   }
   assert (request.seconds, request.generate) == (4.0, "both")
   assert found["seconds"] == "4.04"
@@ -323,7 +330,7 @@ def test_large_requests_are_refused_before_they_are_read(client, engine):
   files = {"audio": ("a.wav", bytes((1 << 20) + 1))}
   error = problem(client.post("/v1/videos", data=QUICK, files=files), 400)
   assert error["message"].startswith("audio: expected a file of at most 1 MiB")
-  files = {"audio": ("a.wav", bytes(6 << 20))}
+  files = {"audio": ("a.wav", bytes(8 << 20))}
   problem(client.post("/v1/videos", data=QUICK, files=files), 413)
 
   def chunks():  # without a length

@@ -10,8 +10,10 @@ const MEDIA = {
   video: ["Video", "video/*"],
   audio: ["Sound", "audio/*,video/mp4"],
   extend: ["Clip to extend", "video/*"],
+  voice: ["Reference voice", "audio/*,video/mp4"],
 };
-const TRIMMED = new Set(["video", "audio", "extend"]);
+const TRIMMED = new Set(["video", "audio", "extend", "voice"]);
+const KINDS = { video: "video", audio: "audio", extend: "video", voice: "audio" };
 const OPEN = new Set(["queued", "running"]);
 const state = {
   about: null, text: "", kinds: [], read: 0, files: {}, trims: {}, jobs: [], job: "",
@@ -177,11 +179,12 @@ function urlOf(file) {
 }
 
 function showFiles() {
-  $("files").replaceChildren(...Object.entries(MEDIA).map(([name, [label, accept]]) => {
+  const offered = Object.entries(MEDIA).filter(([name]) => name !== "voice" || state.about.voices);
+  $("files").replaceChildren(...offered.map(([name, [label, accept]]) => {
     const file = state.files[name];
     const box = make("div", { className: "file", dataset: { name } });
     if (file) {
-      const kind = { video: "video", audio: "audio", extend: "video" }[name] || "img";
+      const kind = KINDS[name] || "img";
       const media = make(kind, { src: urlOf(file) });
       box.classList.toggle("timed", TRIMMED.has(name));
       if (kind === "img") media.alt = `${label}: ${file.name}`;
