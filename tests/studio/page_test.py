@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pathlib
 import re
 
 import fastapi

@@ -336,7 +336,7 @@ def test_large_requests_are_refused_before_they_are_read(client, engine):
   def chunks():  # without a length
     yield b"--x\r\nContent-Disposition: form-data; name=audio;"
     yield b" filename=a\r\n\r\n"
-    for _ in range(6):
+    for _ in range(8):
       yield bytes(1 << 20)
 
   kind = {"Content-Type": "multipart/form-data; boundary=x"}
