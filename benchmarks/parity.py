@@ -1,6 +1,7 @@
 """Parity with independent implementations, in float32 on the CPU.
 
-  python -m benchmarks.parity [--mmaudio=DIR] [--out=benchmarks/results]
+  python -m benchmarks.parity [--mmaudio=DIR] [--dino=DIR]
+    [--out=benchmarks/results]
 
 diffusers (`WanTransformer3DModel`, `AutoencoderKLWan`), transformers
 (`UMT5EncoderModel`) and MMAudio (autoencoder, BigVGAN; both spellings of weight
@@ -8,8 +9,8 @@ norm) make small models with random weights and write them in their own files.
 These are converted as any user's files are, and the outputs compared. LoRA
 files go both ways: the transformer reads one that ovi_jax wrote, by PEFT, and
 ovi_jax one that diffusers saved. Needs torch, diffusers, transformers and peft
-beside ovi_jax; --mmaudio is a clone of hkchengrex/MMAudio, without which its
-classes are left out.
+beside ovi_jax; --mmaudio is a clone of hkchengrex/MMAudio and --dino one of
+facebookresearch/dino, without which their classes are left out.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from absl import flags
 from ovi_jax import cli
 from ovi_jax.convert import convert
 from ovi_jax.convert import standin
+from ovi_jax.evaluation.extractors import dino
 from ovi_jax.lora import adapter
 from ovi_jax.lora import apply as lora_apply
 from ovi_jax.lora import files as lora_files
@@ -52,7 +54,8 @@ from ovi_jax.sharding import mesh as meshes
 LIMIT = 1e-4  # largest relative error; more ends with exit code 1
 NEEDED = ("torch", "diffusers", "transformers", "peft")
 _T = 500.0  # noise time of the transformer's cases
-_MMAUDIO = "mmaudio/ext/bigvgan/models.py"
+_MMAUDIO = "hkchengrex/MMAudio", "mmaudio/ext/bigvgan/models.py"
+_DINO = "facebookresearch/dino", "vision_transformer.py"
 
 FLAGS = flags.FLAGS
 
@@ -96,23 +99,29 @@ def libraries() -> dict[str, Any]:
   return found
 
 
-def clone(path: str) -> pathlib.Path:
-  """The folder of MMAudio's code.
+def clone(path: str, flag: str, repository: str, file: str) -> pathlib.Path:
+  """The folder of a clone.
+
+  Args:
+    path: of the folder.
+    flag: that gave it.
+    repository: that it should be of.
+    file: of the repository.
 
   Raises:
     ValueError: it is something else.
   """
   root = pathlib.Path(path)
-  if not (root / _MMAUDIO).is_file():
+  if not (root / file).is_file():
     raise ValueError(
-      f"--mmaudio={path}: expected a clone of hkchengrex/MMAudio, found no"
-      f" {_MMAUDIO} in it"
+      f"--{flag}={path}: expected a clone of {repository}, found no {file} in"
+      " it"
     )
   return root
 
 
 def module(name: str) -> Any:
-  """Import what MMAudio's cases need.
+  """Import what the cases of clones need.
 
   Raises:
     ValueError: a library is not installed; names it.
@@ -121,8 +130,8 @@ def module(name: str) -> Any:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     raise ValueError(
-      f"MMAudio's {name} needs {error.name}, which was not found: pip install"
-      f" {error.name}"
+      f"{name} of the clone needs {error.name}, which was not found: pip"
+      f" install {error.name}"
     ) from error
 
 
@@ -490,6 +499,26 @@ def sound_decoder(
     )
 
 
+def vision_transformer(
+  libs: Mapping[str, Any], folder: pathlib.Path
+) -> Iterator[Any]:
+  """DINO's ViT-B/16 at its full size, frames of 16 : 9 and square ones."""
+  torch = libs["torch"]
+  model = module("vision_transformer").vit_base(patch_size=16).eval()
+  randomize(torch, model, 8)
+  torch.save(model.state_dict(), folder / "dino.pth")
+  config, params = dino.read_weights(folder / "dino.pth")
+  network = jax.jit(dino.Dino(config).apply)
+  for rows, columns in ((224, 398), (224, 224)):
+    pictures_BHWC = normal(2, rows, columns, 3)
+    channels_first = pictures_BHWC.transpose(0, 3, 1, 2).copy()
+    yield Comparison(
+      name=f"DINO ViT-B/16, {columns} x {rows}",
+      reference=model(torch.from_numpy(channels_first)).numpy(),
+      ours=np.asarray(network({"params": params}, pictures_BHWC)),
+    )
+
+
 Case = Callable[[Mapping[str, Any], pathlib.Path], Iterator[Comparison]]
 CASES: tuple[Case, ...] = (
   transformer,
@@ -499,20 +528,32 @@ CASES: tuple[Case, ...] = (
   text_encoder,
 )
 MMAUDIO_CASES: tuple[Case, ...] = (audio_autoencoder, sound_decoder)
+DINO_CASES: tuple[Case, ...] = (vision_transformer,)
 
 
-def compare(mmaudio: str) -> tuple[list[Comparison], dict[str, str]]:
+def compare(
+  mmaudio: str, dino_clone: str = ""
+) -> tuple[list[Comparison], dict[str, str]]:
   """All comparisons, and the versions of what was compared.
 
+  Args:
+    mmaudio: a clone of MMAudio; "" for none.
+    dino_clone: of DINO; "" for none.
+
   Raises:
-    ValueError: a library or the clone is missing.
+    ValueError: a library or a clone is missing.
   """
-  root = clone(mmaudio) if mmaudio else None
+  cases, roots = CASES, []
+  if mmaudio:
+    roots.append(clone(mmaudio, "mmaudio", *_MMAUDIO))
+    cases += MMAUDIO_CASES
+  if dino_clone:
+    roots.append(clone(dino_clone, "dino", *_DINO))
+    cases += DINO_CASES
   libs = libraries()
-  if root is not None:
-    sys.path.insert(0, str(root))
+  sys.path[:0] = map(str, roots)
   found: list[Comparison] = []
-  for case in CASES + (MMAUDIO_CASES if root is not None else ()):
+  for case in cases:
     with tempfile.TemporaryDirectory() as folder, libs["torch"].no_grad():
       for result in case(libs, pathlib.Path(folder)):
         print(row(result), flush=True)
@@ -542,9 +583,9 @@ def write(
   lines = [
     "# Parity with independent implementations",
     "",
-    "Random weights at small sizes, written by the other implementation,",
-    "converted by ovi_jax; float32 on a CPU. Largest absolute difference, and",
-    "the same over the reference's largest magnitude.",
+    "Random weights at small sizes (DINO: at its own), written by the other",
+    "implementation, converted by ovi_jax; float32 on a CPU. Largest absolute",
+    "difference, and the same over the reference's largest magnitude.",
     "",
     "| implementation | max abs error | max rel error |",
     "|---|---|---|",
@@ -552,7 +593,7 @@ def write(
     "",
     f"Versions: {listed}; {machine}.",
     "",
-    "Command: `python -m benchmarks.parity --mmaudio=DIR`",
+    "Command: `python -m benchmarks.parity --mmaudio=DIR --dino=DIR`",
     "",
   ]
   (out / "parity.md").write_text("\n".join(lines))
@@ -560,7 +601,7 @@ def write(
 
 def main() -> None:
   jax.config.update("jax_default_matmul_precision", "highest")
-  found, versions = compare(FLAGS.mmaudio)
+  found, versions = compare(FLAGS.mmaudio, FLAGS.dino)
   write(pathlib.Path(FLAGS.out), found, versions)
   if bad := [c.name for c in found if not c.relative <= LIMIT]:
     cli.exit_with_error(f"relative error above {LIMIT:g}: {', '.join(bad)}")
@@ -569,5 +610,6 @@ def main() -> None:
 if __name__ == "__main__":
   results = pathlib.Path(__file__).with_name("results")
   flags.DEFINE_string("mmaudio", "", "A clone of hkchengrex/MMAudio.")
+  flags.DEFINE_string("dino", "", "A clone of facebookresearch/dino.")
   flags.DEFINE_string("out", str(results), "Folder for parity.json and .md.")
   cli.run(main)

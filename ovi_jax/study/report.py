@@ -41,6 +41,7 @@ h1 { font-size: 1.5em; } h2 { margin-top: 2em; border-bottom: 1px solid
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
 td, th { padding: .2em .8em .2em 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { white-space: normal; }
 svg { width: 100%; max-width: 46em; height: auto; display: block; }
 svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
 .win { fill: var(--win); } .tie { fill: var(--tie); }

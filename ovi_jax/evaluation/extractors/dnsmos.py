@@ -11,12 +11,12 @@ import importlib.util
 import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import features
+from ovi_jax.evaluation.extractors import onnx
 from ovi_jax.evaluation.extractors import spectrum
 from ovi_jax.media import container
 
@@ -75,17 +75,7 @@ def _load() -> features.Compute:
 
 
 def _session(path: pathlib.Path) -> Network:
-  try:
-    import onnxruntime
-  except ImportError as error:
-    raise ValueError(
-      "DNSMOS needs onnxruntime: pip install -e '.[eval]'"
-    ) from error
-  options: Any = onnxruntime.SessionOptions()
-  options.intra_op_num_threads = 1
-  session: Any = onnxruntime.InferenceSession(
-    str(path), options, providers=["CPUExecutionProvider"]
-  )
+  session = onnx.session(path, "DNSMOS")
   return lambda x: session.run(None, {"input_1": x})[0]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ovi_jax import config
 from ovi_jax.evaluation import features
 from ovi_jax.evaluation.extractors import clip_vision
+from ovi_jax.evaluation.extractors import dino
 from ovi_jax.evaluation.extractors import dnsmos
 from ovi_jax.evaluation.extractors import niqe
 from ovi_jax.evaluation.extractors import panns
@@ -18,6 +19,7 @@ from ovi_jax.evaluation.extractors import vad
 from ovi_jax.evaluation.extractors import vggish
 from ovi_jax.evaluation.extractors import voice
 from ovi_jax.evaluation.extractors import whisper
+from ovi_jax.evaluation.extractors import yamnet
 
 # Extractors without weights of the user, and those that take a path of weights.
 FIXED: Mapping[str, Callable[[], features.Extractor]] = {
@@ -32,11 +34,13 @@ FIXED: Mapping[str, Callable[[], features.Extractor]] = {
 WEIGHTED: Mapping[str, Callable[[str], features.Extractor]] = {
   "aesthetic": clip_vision.aesthetic,
   "clip_vision": clip_vision.clip_vision,
+  "dino": dino.dino,
   **{name: functools.partial(panns.panns, name) for name in panns.FRONT_ENDS},
   "syncnet": syncnet.syncnet,
   "vggish": vggish.vggish,
   "voice": voice.voice,
   "whisper": whisper.whisper,
+  "yamnet": yamnet.yamnet,
 }
 
 

