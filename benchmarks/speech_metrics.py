@@ -2,6 +2,7 @@
 
   python -m benchmarks.speech_metrics --recordings=DIR --whisper=FOLDER
     [--clips_per_speaker=10] [--cache=DIR] [--out=FILE.json]
+  python -m benchmarks.speech_metrics --recordings=DIR --clips=DIR
 
 DIR has recordings of English digits, `{digit}_{speaker}_{index}.wav`, as the
 Free Spoken Digit Dataset has them. Four of a speaker in a row are a clip.
@@ -13,6 +14,9 @@ Free Spoken Digit Dataset has them. Four of a speaker in a row are a clip.
   equal-error rate, at which as many pairs of one speaker are rejected as pairs
   of two are accepted.
 - DNSMOS of the clips and of copies with white noise at 30, 20 and 10 dB.
+
+The second form only writes the clips and `prompts.csv`, a table of what is
+said, for `ovi_jax.evaluation run`.
 
 The extractors are those of `ovi_jax.evaluation`; what is not installed is an
 error.
@@ -210,6 +214,26 @@ def equal_error_rate(
   return float(rate), float(thresholds[best])
 
 
+def write(
+  recordings: Sequence[Recording],
+  folder: pathlib.Path,
+  noise: float | None = None,
+) -> None:
+  """Write clips, or copies with noise; arguments are those of `extract`."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for number, each in enumerate(recordings):
+    wave_A = each.wave_A
+    if noise is not None:
+      wave_A = noisy(wave_A, noise, number)
+    wav.write(folder / f"{each.name}.wav", wave_A, RATE)
+
+
+def prompt_table(recordings: Sequence[Recording]) -> str:
+  """What is said, as a table for `ovi_jax.evaluation run --prompts`."""
+  rows = [f"{each.name},{' '.join(each.digits)},0" for each in recordings]
+  return "\n".join(["name,text_prompt,seed", *rows]) + "\n"
+
+
 def extract(
   names: Sequence[str],
   recordings: Sequence[Recording],
@@ -234,12 +258,7 @@ def extract(
   made = registry.make({"whisper": whisper} if whisper else {})
   if missing := [made[name].missing for name in names if made[name].missing]:
     raise ValueError("; ".join(missing))
-  folder.mkdir(parents=True, exist_ok=True)
-  for number, each in enumerate(recordings):
-    wave_A = each.wave_A
-    if noise is not None:
-      wave_A = noisy(wave_A, noise, number)
-    wav.write(folder / f"{each.name}.wav", wave_A, RATE)
+  write(recordings, folder, noise)
   clips = {clip.name: clip for clip in clips_lib.read_folder(folder)}
   sources = [clips_lib.Source(clip=clips[each.name]) for each in recordings]
   return features.extract([made[name] for name in names], sources, cache)
@@ -313,10 +332,16 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-  cli.require_flags(FLAGS, recordings="DIR", whisper="FOLDER")
+  cli.require_flags(FLAGS, recordings="DIR")
   recordings = read(
     pathlib.Path(FLAGS.recordings), FLAGS.clips_per_speaker, FLAGS.seed
   )
+  if FLAGS.clips:
+    out = pathlib.Path(FLAGS.clips)
+    write(recordings, out)
+    (out / "prompts.csv").write_text(prompt_table(recordings), "utf-8")
+    return
+  cli.require_flags(FLAGS, whisper="FOLDER")
   with tempfile.TemporaryDirectory() as temporary:
     cache = pathlib.Path(FLAGS.cache or temporary)
     found = measure(recordings, FLAGS.whisper, cache)
@@ -330,6 +355,7 @@ def main() -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("recordings", "", "Folder of recordings of digits.")
   flags.DEFINE_string("whisper", "", "Folder of Whisper (CTranslate2).")
+  flags.DEFINE_string("clips", "", "Folder to write the clips to, no scores.")
   flags.DEFINE_integer("clips_per_speaker", 10, "Clips of each speaker.")
   flags.DEFINE_integer("seed", 0, "Seed of the choice of recordings.")
   flags.DEFINE_string("cache", "", "Folder of features, to be resumed.")

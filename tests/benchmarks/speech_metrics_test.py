@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import speech_metrics
+from ovi_jax.evaluation import lists
 from ovi_jax.media import wav
 
 # Recordings {digit}_{speaker}_{index}.wav; the test that reads them is skipped
@@ -45,6 +46,10 @@ def test_clips_are_four_digits_of_one_speaker_in_a_row(tmp_path):
   assert all(len(each.digits) == 4 for each in made)
   again = speech_metrics.read(tmp_path, 3, seed=1)
   assert [x.digits for x in made] == [x.digits for x in again]
+  table = tmp_path / "prompts.csv"
+  table.write_text(speech_metrics.prompt_table(made))
+  said = lists.read_prompts(table).texts["low_02"]
+  assert said == " ".join(made[-1].digits)
   (tmp_path / "other").mkdir()
   with pytest.raises(ValueError, match="two speakers, found 0"):
     speech_metrics.read(tmp_path / "other", 3, seed=1)
