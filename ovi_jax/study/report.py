@@ -366,7 +366,7 @@ def outcome_figure(question: dict[str, Any]) -> str:
         f'<rect class="{kind}" x="{x:.1f}" y="{y}" height="20"'
         f' width="{share * width:.1f}"/>'
       )
-      if share > 0.06:
+      if share > 0.13:
         parts.append(
           f'<text x="{x + 4:.1f}" y="{y + 14}">{share:.0%} {kind}</text>'
         )
