@@ -1,9 +1,11 @@
 """Networks in ONNX files, run by onnxruntime on one CPU thread."""
 
+import importlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+_ERRORS = "onnxruntime.capi.onnxruntime_pybind11_state"
 _GRAPH, _OUTPUT, _NAME = 7, 12, 1  # fields of the messages of ONNX
 
 
@@ -19,12 +21,12 @@ def session(path: pathlib.Path, what: str) -> Any:
   """
   try:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    library: Any = importlib.import_module(_ERRORS)
   except ImportError as error:
     raise ValueError(
       f"{what} needs onnxruntime: pip install -e '.[eval]'"
     ) from error
-  library: Any = state
   failures = (
     *(library.Fail, library.InvalidArgument, library.InvalidGraph),
     *(library.InvalidProtobuf, library.NoSuchFile, library.NotImplemented),
