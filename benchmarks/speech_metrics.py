@@ -13,7 +13,7 @@ Free Spoken Digit Dataset has them. Four of a speaker in a row are a clip.
 - Voices: cosines of pairs of clips of one speaker and of two, and the
   equal-error rate, at which as many pairs of one speaker are rejected as pairs
   of two are accepted.
-- DNSMOS of the first five clips of each speaker, and of copies with white noise
+- DNSMOS of the first three clips of each speaker, and of copies with white noise
   at 30, 20 and 10 dB. Here, digits follow each other without pauses: digital
   silence between words lowers its scores more than noise at 30 dB does.
 
@@ -53,7 +53,7 @@ from ovi_jax.media import wav
 RATE = 8000
 DIGITS = 4  # of a clip
 PAUSE = 0.1  # seconds after each, for recognition and voices
-SCORED = 5  # clips of each speaker that DNSMOS scores
+SCORED = 3  # clips of each speaker that DNSMOS scores
 NOISE_DB = (30, 20, 10)  # signal to noise
 SCORES = ("ovrl", "sig", "bak", "p808")
 _NAME = re.compile(r"(\d)_([^_]+)_(\d+)")
