@@ -13,9 +13,9 @@ Free Spoken Digit Dataset has them. Four of a speaker in a row are a clip.
 - Voices: cosines of pairs of clips of one speaker and of two, and the
   equal-error rate, at which as many pairs of one speaker are rejected as pairs
   of two are accepted.
-- DNSMOS of the first three clips of each speaker, and of copies with white noise
-  at 30, 20 and 10 dB. Here, digits follow each other without pauses: digital
-  silence between words lowers its scores more than noise at 30 dB does.
+- DNSMOS of the first three clips of each speaker, and of copies with white
+  noise at 30, 20 and 10 dB. Here, digits follow each other without pauses:
+  digital silence between words lowers its scores more than noise at 30 dB does.
 
 The second form only writes the clips and `prompts.csv`, a table of what is
 said, for `ovi_jax.evaluation run`.
