@@ -18,6 +18,7 @@ import shutil
 import stat
 import sys
 import unicodedata
+from collections.abc import Callable
 from collections.abc import Iterator
 
 from ovi_jax import storage
@@ -25,12 +26,20 @@ from ovi_jax import untrusted
 
 
 @contextlib.contextmanager
-def atomic_path(path: storage.AnyPath) -> Iterator[pathlib.Path]:
+def atomic_path(
+  path: storage.AnyPath,
+  before_naming: Callable[[], storage.AnyPath | None] = lambda: None,
+) -> Iterator[pathlib.Path]:
   """A local file that takes the place of `path` if nothing is raised.
 
   It is beside a local `path`, and what a killed process left of an earlier try
   is cleared away. For a `path` in an object store it is in the folder of
   temporary files, and is uploaded.
+
+  Args:
+    path: of the file.
+    before_naming: called when the file is whole; may return the path that it
+      gets instead, in the same folder.
 
   Raises:
     OSError: the disk is full, or the folder or the store is not writable.
@@ -39,7 +48,7 @@ def atomic_path(path: storage.AnyPath) -> Iterator[pathlib.Path]:
     with storage.spool() as folder, _room(folder):
       temporary = folder / path.name
       yield temporary
-      storage.upload(temporary, path)
+      storage.upload(temporary, before_naming() or path)
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +60,7 @@ def atomic_path(path: storage.AnyPath) -> Iterator[pathlib.Path]:
       yield temporary
       with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
-      os.replace(temporary, path)
+      os.replace(temporary, before_naming() or path)
   finally:
     temporary.unlink(missing_ok=True)
 

@@ -30,6 +30,8 @@ AnyPath = pathlib.Path | epath.Path
 # Scheme -> package of its driver, and the extra that installs it.
 DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
+# Of an object, by the store's or driver's names.
+_VERSION_KEYS = ("generation", "etag", "ETag", "mtime", "LastModified", "size")
 # What Google and S3 say of credentials that are signed with another time.
 _WRONG_CLOCK = ("iat and exp", "request time and the current time")
 # The driver's plain requests, which the tests cover: without this, it asks for
@@ -273,6 +275,68 @@ def exists(name: str | os.PathLike[str]) -> bool:
   return True
 
 
+def version(name: str | os.PathLike[str]) -> tuple[Any, ...] | None:
+  """What tells a file from another that takes its name later.
+
+  Returns:
+    Numbers or text of the file system or the store, to be compared for
+    equality; `None` if there is no such file.
+
+  Raises:
+    OSError: the store cannot be used, see `store_errors`.
+  """
+  try:
+    if not is_remote(name):
+      found = os.stat(name)
+      return found.st_ino, found.st_size, found.st_mtime_ns
+    with read_errors(name):
+      system, file = file_system(name)
+      info = system.info(file)
+  except FileNotFoundError:
+    return None
+  return tuple(str(info.get(key)) for key in _VERSION_KEYS)
+
+
+def create(name: str | os.PathLike[str]) -> bool:
+  """Create an empty file, unless there is one.
+
+  Of several processes that try, one succeeds, on any machine.
+
+  Returns:
+    Whether it was created.
+
+  Raises:
+    OSError: the folder or the store cannot be written, see `store_errors`.
+  """
+  try:
+    if not is_remote(name):
+      os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+      return True
+    with store_errors(name):
+      system, file = file_system(name)
+      try:
+        system.pipe_file(file, b"", mode="create")
+      except FileExistsError:
+        return False
+  except FileExistsError:
+    return False
+  return True
+
+
+def size(name: str | os.PathLike[str]) -> int:
+  """Bytes of a file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    OSError: the store cannot be used, see `store_errors`.
+  """
+  if not is_remote(name):
+    return os.stat(name).st_size
+  with read_errors(name):
+    system, file = file_system(name)
+    return system.info(file)["size"]
+
+
 def sizes(name: str | os.PathLike[str]) -> dict[str, int]:
   """Names and sizes of the files in a folder of a store, from one listing.
 
@@ -298,7 +362,7 @@ def sizes(name: str | os.PathLike[str]) -> dict[str, int]:
 def read_ranges(
   name: str | os.PathLike[str], ranges: Sequence[tuple[int, int]]
 ) -> list[bytes]:
-  """Read parts of a file of a store, and nothing else of it.
+  """Read parts of a file, and nothing else of one of a store.
 
   Args:
     name: of the file.
@@ -308,12 +372,20 @@ def read_ranges(
     FileNotFoundError: there is no such file.
     OSError: it cannot be read, see `store_errors`.
   """
+  if not is_remote(name):
+    with open(name, "rb") as opened:
+      return [_read_at(opened, *each) for each in ranges]
   starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
   with read_errors(name):
     system, file = file_system(name)
     return system.cat_ranges(
       [file] * len(ranges), starts, ends, on_error="raise"
     )
+
+
+def _read_at(file: io.BufferedReader, start: int, end: int) -> bytes:
+  file.seek(start)
+  return file.read(end - start)
 
 
 def read_bytes(name: str | os.PathLike[str], max_bytes: int) -> bytes:

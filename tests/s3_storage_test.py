@@ -50,6 +50,13 @@ def test_a_file_is_written_listed_read_and_removed(s3, server):
   assert storage.sizes(folder / "b & ü") == {"c": 0}
   assert storage.read_json(folder / "a.json") == [1]
   assert storage.sizes(folder) == {"a.json": 3}
+  assert storage.size(folder / "a.json") == 3
+  assert storage.create(folder / "d") and not storage.create(folder / "d")
+  assert not storage.create(folder / "a.json")
+  seen = storage.version(folder / "d")
+  storage.write_text(folder / "d", "a")
+  assert storage.version(folder / "d") != seen
+  assert storage.version(folder / "none") is None
   with storage.local_copy(folder / "a.json") as copy:
     assert json.loads(copy.read_text()) == [1]
   with pytest.raises(KeyError), files.atomic_path(folder / "a.json") as path:

@@ -25,6 +25,7 @@ from av import error as av_error
 from av.sidedata import sidedata
 from av.stream import Disposition
 
+from ovi_jax import storage
 from ovi_jax import untrusted
 
 # Demuxers of self-contained files. No playlists, no pictures, no raw streams,
@@ -48,6 +49,10 @@ _PICTURES = {
 }
 _COVER = Disposition.attached_pic
 _BLOCK = 1 << 20  # bytes hashed at once
+_BOX = struct.Struct(">I4s")  # of mp4: its length and name; RIFF's is as long
+_LONG_BOX = 16  # bytes, with a length of 64 bits
+_HEAD = 64  # bytes that hold the first boxes of most files
+_MAX_BOXES = 10_000  # that are looked at
 _MATRIX = struct.Struct("=9i")
 
 
@@ -107,6 +112,61 @@ def opened(source: Source) -> Iterator[Any]:
         f"expected a file of one of the formats {FORMATS}: {error.strerror}"
       ) from error
     yield container
+
+
+def check_whole(path: storage.AnyPath) -> None:
+  """Refuse an mp4, mov or wav that is shorter than it says; reads headers.
+
+  Args:
+    path: of any file; one of another format is not looked into.
+
+  Raises:
+    DamagedError: its end is missing; says how much of it is there.
+    OSError: it cannot be read.
+  """
+  size = storage.size(path)
+  needed = _declared_size(path, size)
+  if needed > size:
+    raise DamagedError(
+      f"it is cut off after {size} bytes of at least {needed}; copy or download"
+      " it again"
+    )
+
+
+def _declared_size(path: storage.AnyPath, size: int) -> int:
+  """Bytes that a file has by its own headers; 0 if they do not say."""
+  if size < _BOX.size:
+    return _BOX.size
+  start = storage.read_ranges(path, [(0, min(size, _HEAD))])[0]
+  if start[:4] == b"RIFF" and start[8:12] == b"WAVE":
+    declared = int.from_bytes(start[4:8], "little")
+    # Writers of streams cannot know it.
+    return 0 if declared in (0, 0xFFFFFFFF) else _BOX.size + declared
+  if start[4:8] != b"ftyp":
+    return 0
+  at, names = 0, set()
+  for _ in range(_MAX_BOXES):
+    if at >= size:
+      break
+    head = start[at : at + _LONG_BOX]
+    if len(head) < min(_LONG_BOX, size - at):
+      (head,) = storage.read_ranges(path, [(at, min(size, at + _LONG_BOX))])
+    if len(head) < _BOX.size:
+      return at + _BOX.size
+    length, name = _BOX.unpack(head[: _BOX.size])
+    names.add(name)
+    if length == 1:  # of 64 bits, behind the name
+      if len(head) < _LONG_BOX:
+        return at + _LONG_BOX
+      length = int.from_bytes(head[_BOX.size : _LONG_BOX])
+    if length == 0:  # as far as the file goes
+      at = size
+      break
+    if length < _BOX.size:
+      return 0
+    at += length
+  # Without it nothing is found in the others.
+  return at if at > size or b"moov" in names else at + _BOX.size
 
 
 def _other(start: bytes) -> str:

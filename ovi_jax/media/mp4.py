@@ -51,7 +51,7 @@ def write(
   wave: np.ndarray | Sound | None,
   fps: float = geometry.FPS,
   sample_rate: int = geometry.SAMPLE_RATE,
-  before_naming: Callable[[], None] = lambda: None,
+  before_naming: Callable[[], storage.AnyPath | None] = lambda: None,
   threads: int = 0,
   preset: str = "medium",
 ) -> None:
@@ -65,7 +65,7 @@ def write(
       follow those that it gave before, as many as there are by then.
     fps: frames a second.
     sample_rate: of `wave`, Hz; one that AAC knows.
-    before_naming: called when the file is whole, before it gets its name.
+    before_naming: called when the file is whole, see `files.atomic_path`.
     threads: that encode; the bytes depend on how many. 0: as many as cores.
     preset: of x264; a faster one finds less to leave out.
 
@@ -81,7 +81,7 @@ def write(
   if first is None:
     raise ValueError(f"no frames for {path}")
   options = {"movflags": "faststart"}
-  with files.atomic_path(path) as temporary:
+  with files.atomic_path(path, before_naming) as temporary:
     with av.open(
       str(temporary), "w", format="mp4", options=options
     ) as container:
@@ -91,7 +91,6 @@ def write(
       video = _video_stream(container, rate, height, width, preset)
       video.codec_context.thread_count = threads
       _encode(container, video, whole, sound, rate, sample_rate)
-    before_naming()
 
 
 def to_bytes(

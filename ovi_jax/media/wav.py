@@ -55,7 +55,7 @@ def write(
   path: str | os.PathLike[str],
   wave_A: np.ndarray,
   sample_rate: int = geometry.SAMPLE_RATE,
-  before_naming: Callable[[], None] = lambda: None,
+  before_naming: Callable[[], storage.AnyPath | None] = lambda: None,
 ) -> None:
   """Write a wav; nothing stands under `path` until all of it is written.
 
@@ -63,7 +63,7 @@ def write(
     path: of the file; an older one is replaced.
     wave_A: mono samples in [-1, 1]; clipped to this range.
     sample_rate: Hz.
-    before_naming: called when the file is whole, before it gets its name.
+    before_naming: called when the file is whole, see `files.atomic_path`.
 
   Raises:
     ValueError: a sample is NaN or infinite.
@@ -72,6 +72,5 @@ def write(
   path = storage.locate(path)
   if not np.isfinite(wave_A).all():
     raise ValueError(f"{path}: the sound holds NaN or infinity")
-  with files.atomic_path(path) as temporary:
+  with files.atomic_path(path, before_naming) as temporary:
     temporary.write_bytes(encode(wave_A, sample_rate))
-    before_naming()

@@ -154,16 +154,36 @@ class Made:
     frames = None if clip.video is None else iter([clip.video])
     return frames, clip.audio, lambda: clip.latents
 
-  def write(self, path: storage.AnyPath, *, save_latents: bool = False) -> None:
+  def write(
+    self,
+    path: storage.AnyPath,
+    *,
+    save_latents: bool = False,
+    seen: outputs.Seen | None = None,
+    picture: storage.AnyPath | None = None,
+  ) -> storage.AnyPath:
     """Write the files of the clip, see `outputs.write`.
 
     Args:
       path: of the mp4, or wav.
       save_latents: write the latents beside it.
+      seen: see `outputs.write`.
+      picture: see `outputs.write`.
+
+    Returns:
+      The path; another one if another clip has come under this name.
     """
     frames, wave, latents = self.stream(keep_latents=save_latents)
     kept = latents if save_latents else None
-    outputs.write(path, self.metadata, frames, wave, kept)
+    return outputs.write(
+      path,
+      self.metadata,
+      frames,
+      wave,
+      kept,
+      seen=seen,
+      picture=picture,
+    )
 
   @functools.cached_property
   def maps(self) -> attention_maps.Maps | None:

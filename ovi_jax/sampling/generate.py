@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,6 @@ import jax
 import numpy as np
 
 from ovi_jax import cli
-from ovi_jax import files
 from ovi_jax import storage
 from ovi_jax.modality import AV
 from ovi_jax.sampling import attention_maps
@@ -64,7 +62,9 @@ def run(
       empty for that of the seeds.
     save_latents: keep the final latents beside each clip.
     maps: draw beside each clip what its sound attends to.
-    overwrite: make clips again that are there already.
+    overwrite: make clips again that are there already. Without, a clip that
+      another run writes meanwhile is never replaced: the same one is reused,
+      beside another one this run's gets a name of its own.
     lora: files and strengths, see `lora.apply.parse`.
     generate: video with sound, or one alone: a key of `denoiser.NEEDS`.
     first_frame: where the first frames of requests without one come from; they
@@ -122,9 +122,12 @@ def run(
   # By place among all, not among what is missing: others may be at work.
   mine = jobs if settings.shard_clips_over_hosts else jobs[index::count]
   pending = []
+  seen: dict[storage.AnyPath, outputs.Seen] = {}
   for job in mine:
     beside = [outputs.latents_of(job.path)] if save_latents else []
     beside += attention_maps.files_of(job.path, heads) if maps else ()
+    if not overwrite:
+      seen[job.path] = outputs.Seen.at(job.path)
     if not overwrite and outputs.is_complete(job.path, job.recipe, beside):
       _log.info("already made: %s", job.path)
     else:
@@ -139,7 +142,10 @@ def run(
         outputs.latents_of(job.path).unlink(missing_ok=True)
         attention_maps.remove_stale(job.path)
     shown = heads if maps else None
-    _make(pending, settings, components, given, save_latents, shown)
+    written = _make(
+      pending, settings, components, given, save_latents, shown, seen
+    )
+    return [written.get(job.path, job.path) for job in jobs]
   return [job.path for job in jobs]
 
 
@@ -209,8 +215,10 @@ def _make(
   noise: AV[np.ndarray] | None,
   save_latents: bool,
   heads: attention_maps.Heads | None,
-) -> None:
-  """Make the clips and write them."""
+  seen: Mapping[storage.AnyPath, outputs.Seen],
+) -> dict[storage.AnyPath, storage.AnyPath]:
+  """Make the clips and write them; returns where they are, by their names."""
+  written: dict[storage.AnyPath, storage.AnyPath] = {}
   writes = not settings.shard_clips_over_hosts or jax.process_index() == 0
 
   def write(made: clips_lib.Made) -> None:
@@ -219,15 +227,15 @@ def _make(
       for _ in made.stream()[0] if made.long is not None else ():
         pass
       return
-    path = made.job.path
-    image = made.job.request.image
-    if made.job.request.first_frame is not None and image is not None:
-      with (
-        storage.local_copy(image) as local,
-        files.atomic_path(path.with_suffix(image.suffix)) as temporary,
-      ):
-        shutil.copyfile(local, temporary)
-    made.write(path, save_latents=save_latents)
+    request, planned = made.job.request, made.job.path
+    fetched = request.image if request.first_frame is not None else None
+    path = made.write(
+      planned,
+      save_latents=save_latents,
+      seen=seen.get(planned),
+      picture=fetched,
+    )
+    written[planned] = path
     if made.maps is not None:  # later than the clip, see `studio.maps`
       clip, maps = made.clip, made.maps
       attention_maps.write(path, clip.video, clip.audio, maps, heads or ())
@@ -236,3 +244,4 @@ def _make(
   pipeline = pipelines.Pipeline(components, keep_loaded=False)
   track = functools.partial(tracking.bar, count=len(jobs), hidden=not writes)
   pipeline.generate(jobs, settings, write, noise, heads=heads, track=track)
+  return written

@@ -52,7 +52,7 @@ class Found:
 
 
 def inspect(conditions: conditions_lib.Conditions) -> Found:
-  """Read the headers of given media; one frame and the voice are decoded.
+  """Read the headers of given media; one frame and the sound are decoded.
 
   Raises:
     ValueError: a file is damaged, or has not what is wanted of it; names it.
@@ -63,6 +63,7 @@ def inspect(conditions: conditions_lib.Conditions) -> Found:
   file = conditions.files.get(name)
   if file is not None:
     with _opened(name, file) as path:
+      containers.check_whole(path)
       facts = probe.read(path)
       if not facts.has_video:
         raise containers.DamagedError("it has no picture")
@@ -78,6 +79,8 @@ def inspect(conditions: conditions_lib.Conditions) -> Found:
       if conditions.uses_video_sound:
         track = probe.span(path, "audio") if facts.has_audio else (0.0, 0.0)
         sound = _track(track, span)
+        if sound[1]:
+          _check_sound(path, span)
     if not sound[1]:
       if conditions.keep_audio_until is not None:
         raise ValueError(
@@ -92,11 +95,13 @@ def inspect(conditions: conditions_lib.Conditions) -> Found:
       notes.append(f"{name}: its HDR colours are converted to SDR")
   if conditions.audio is not None:
     with _opened("audio", conditions.audio) as path:
+      containers.check_whole(path)
       if not probe.read(path, video=False).has_audio:
         raise containers.DamagedError("it has no sound track")
       track, span = probe.span(path, "audio"), conditions.span("audio")
       lengths.append(_used(track[1], span))
       sound = _track(track, span)
+      _check_sound(path, span)
   voice = None
   if conditions.voice is not None:
     voice, said = _inspect_voice(conditions.voice, conditions.span("voice"))
@@ -127,11 +132,19 @@ def _track(
   return (max(0.0, begin), end) if end > 0 else (0.0, 0.0)
 
 
+def _check_sound(path: Any, span: conditions_lib.Interval) -> None:
+  """DamagedError for sound that cannot be decoded, such as NaN."""
+  for time, _ in decode.sweep_sound(path):
+    if time >= span[1]:
+      break
+
+
 def _inspect_voice(
   file: storage.AnyPath, span: conditions_lib.Interval
 ) -> tuple[conditions_lib.Voice, list[str]]:
   """The part of a file that is the reference voice, and notes."""
   with _opened("voice", file) as path:
+    containers.check_whole(path)
     if not probe.read(path, video=False).has_audio:
       raise containers.DamagedError("it has no sound track")
     begin, end = probe.span(path, "audio")

@@ -5,13 +5,19 @@
   <stem>.npz   video_THWC and audio_TC, with --save_latents
 
 An mp4 (or wav) under its final name is complete and described by the JSON
-beside it, so an interrupted run can be continued.
+beside it, so an interrupted run can be continued. Runs may share a directory:
+a clip of another run is never replaced, unless that is asked for. The name is
+taken by an empty file, created exclusively, before the files get their names.
 """
 
 import contextlib
+import dataclasses
+import itertools
 import json
+import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -22,12 +28,13 @@ import numpy as np
 
 from ovi_jax import files
 from ovi_jax import storage
+from ovi_jax.media import container
 from ovi_jax.media import mp4
 from ovi_jax.media import wav
 from ovi_jax.modality import AV
 
 # Of a recipe, what does not decide what the clip will be.
-_VERSION_FIELDS = ("ovi_jax", "first_frame")
+_VERSION_FIELDS = ("ovi_jax", "first_frame", "device", "jax")
 # Entries that a recipe may lack, which then means that they are empty.
 _OPTIONAL_FIELDS = ("given", "loras", "latent_frames", "windows", "generate")
 # Of clips by their endings.
@@ -37,6 +44,28 @@ _FILES = {
   *(".avi", ".gif", ".json", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".npz"),
   *(".png", ".jpg", ".jpeg", ".wav", ".webm", ".webp"),
 }
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What had the name of a clip when the clip was planned.
+
+  Attributes:
+    version: of the file, see `storage.version`; `None` of none.
+  """
+
+  version: tuple[Any, ...] | None
+
+  @classmethod
+  def at(cls, path: storage.AnyPath) -> "Seen":
+    """What has this name now."""
+    return cls(storage.version(path))
+
+
+class _MadeMeanwhileError(Exception):
+  """Another run has written the same clip."""
 
 
 def latents_of(clip: storage.AnyPath) -> storage.AnyPath:
@@ -113,7 +142,8 @@ def is_complete(
     beside: further files of the clip.
 
   Returns:
-    Whether all files exist and the JSON has these settings.
+    Whether all files exist, the JSON has these settings, and the end of the mp4
+    is there.
 
   Raises:
     ValueError: there is another clip under this name; lists the differences.
@@ -123,7 +153,7 @@ def is_complete(
     return False
   if path.is_dir():
     raise ValueError(f"{path} is a folder; choose another --out")
-  if isinstance(path, pathlib.Path) and not path.stat().st_size:
+  if not storage.size(path):
     return False  # nothing is lost
   try:
     found = storage.read_json(path.with_suffix(".json"))
@@ -146,6 +176,11 @@ def is_complete(
       f"{path} was made with other settings ({', '.join(different)} differ);"
       " choose another --out, or --overwrite it"
     )
+  try:
+    container.check_whole(path)
+  except container.DamagedError as error:
+    _log.info("note: %s is made again: %s", path, error)
+    return False
   return all(storage.exists(further) for further in beside)
 
 
@@ -184,7 +219,10 @@ def write(
   frames: Iterator[np.ndarray] | None,
   wave: Any,
   latents: Callable[[], AV[np.ndarray]] | None,
-) -> None:
+  *,
+  seen: Seen | None = None,
+  picture: storage.AnyPath | None = None,
+) -> storage.AnyPath:
   """Write the files of a clip, the mp4 last, or the wav of sound alone.
 
   Args:
@@ -195,30 +233,88 @@ def write(
       `mp4.write`; or `None` for a silent mp4.
     latents: video_THWC and audio_TC to save, called when all frames are
       written; or `None`.
+    seen: replace this alone; a file that has come since stays. `None` replaces
+      whatever there is.
+    picture: a file to copy beside the clip, such as its first frame.
+
+  Returns:
+    The path; another one if another clip has come under this name.
 
   Raises:
     OSError: the disk is full or not writable; no partial mp4 is left.
   """
+  taken, is_taken = path, False
 
-  def describe() -> None:
+  def describe() -> storage.AnyPath:
+    nonlocal taken, is_taken
+    if seen is not None:
+      beside = [latents_of(path)] if latents is not None else []
+      taken, is_taken = _take(path, recipe, beside, seen), True
     with contextlib.ExitStack() as named:
+      if picture is not None:
+        copy = taken.with_suffix(picture.suffix)
+        temporary = named.enter_context(files.atomic_path(copy))
+        with storage.local_copy(picture) as local:
+          shutil.copyfile(local, temporary)
       if latents is not None:
         found = latents()
         names = {"video": "video_THWC", "audio": "audio_TC"}
         arrays = {names[n]: found_T for n, found_T in found.present().items()}
-        temporary = named.enter_context(files.atomic_path(latents_of(path)))
+        temporary = named.enter_context(files.atomic_path(latents_of(taken)))
         with temporary.open("wb") as file:
           np.savez(file, **arrays)  # type: ignore[arg-type]
       text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
-      description = path.with_suffix(".json")
+      description = taken.with_suffix(".json")
       temporary = named.enter_context(files.atomic_path(description))
       # Bytes of file names that are not UTF-8 become escapes of JSON.
       temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
       # All new files are whole but have no names yet. The old mp4 goes first:
       # it must never stand beside the new one's description.
-      path.unlink(missing_ok=True)
+      if seen is None:
+        taken.unlink(missing_ok=True)
+    return taken
 
-  if frames is None:
-    wav.write(path, wave, before_naming=describe)
-  else:
-    mp4.write(path, frames, wave, before_naming=describe)
+  try:
+    if frames is None:
+      wav.write(path, wave, before_naming=describe)
+    else:
+      mp4.write(path, frames, wave, before_naming=describe)
+  except _MadeMeanwhileError:
+    _log.info("already made by another run: %s", path)
+    return path
+  except BaseException:
+    if is_taken:
+      taken.unlink(missing_ok=True)
+    raise
+  if taken != path:
+    _log.info(
+      "note: another run has written %s meanwhile, with other settings; this"
+      " clip is %s",
+      *(path, taken),
+    )
+  return taken
+
+
+def _take(
+  path: storage.AnyPath,
+  recipe: Mapping[str, Any],
+  beside: Sequence[storage.AnyPath],
+  seen: Seen,
+) -> storage.AnyPath:
+  """Create an empty file under the name of a clip, or under a similar one.
+
+  Raises:
+    _MadeMeanwhileError: there is the same clip.
+  """
+  if Seen.at(path) == seen:
+    path.unlink(missing_ok=True)
+    if storage.create(path):
+      return path
+  # ValueError: a clip with other settings.
+  with contextlib.suppress(ValueError):
+    if is_complete(path, recipe, beside):
+      raise _MadeMeanwhileError
+  names = (f"{path.stem}-{n}{path.suffix}" for n in itertools.count(2))
+  return next(
+    found for name in names if storage.create(found := path.with_name(name))
+  )

@@ -46,7 +46,11 @@ _DESCRIBED = re.compile(r"^(?:/storage/v1)?/b(?:/[-.\w]+)?/?(?:\?.*)?$")
 _read_data = emulator._read_data
 
 
-def _read_whole(handler: http.server.BaseHTTPRequestHandler, query: Any) -> Any:
+class _OtherGenerationError(Exception):
+  """An object is not of the generation that the request expects."""
+
+
+def _read_whole(handler: Any, query: Any) -> Any:
   """Read a request as the emulator does, but all bytes of an object.
 
   The emulator reads an upload of two parts as an e-mail, and so drops a
@@ -62,8 +66,10 @@ def _read_whole(handler: http.server.BaseHTTPRequestHandler, query: Any) -> Any:
   content = rest.rpartition(line + boundary)[0]
   headers, _, content = content.partition(line * 2)
   named = email.message_from_bytes(headers.lstrip())
+  described = json.loads(meta.partition(line * 2)[2])
+  handler.check_generation(described["name"])
   return {
-    "meta": json.loads(meta.partition(line * 2)[2]),
+    "meta": described,
     "content": content,
     "content-type": named.get_content_type(),
   }
@@ -240,12 +246,25 @@ class _Handler(emulator.RequestHandler):
       return
     with store.lock:
       found = store.generation(self._bucket, self._object_name())
-      wanted = _query(self.path, "ifGenerationMatch")
-      if method == "POST" and wanted not in (None, str(found)):
-        self._refuse(412, "the object has another generation")
-        return
       self._generation = found if method == "GET" else 0
-      emulator.Router(self).handle(method)
+      try:
+        if method == "POST":
+          self.check_generation(self._object_name())
+        emulator.Router(self).handle(method)
+      except _OtherGenerationError:
+        self._refuse(412, "the object has another generation")
+
+  def check_generation(self, name: str) -> None:
+    """Refuse a request whose precondition is not met.
+
+    Args:
+      name: of the object; of an upload of two parts, it is in the first.
+    """
+    if not name:
+      return
+    found = self._endpoint.store.generation(self._bucket, name)
+    if _query(self.path, "ifGenerationMatch") not in (None, str(found)):
+      raise _OtherGenerationError
 
   def _object_name(self) -> str:
     parts = urllib.parse.urlsplit(self.path).path.partition("/o/")

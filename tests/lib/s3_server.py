@@ -85,6 +85,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._refuse(403, "AccessDenied", f"Access Denied to {bucket}")
     elif bucket not in server.objects:
       self._refuse(404, "NoSuchBucket", "The bucket does not exist")
+    elif (
+      self.headers.get("If-None-Match") == "*"
+      and name in server.objects[bucket]
+    ):
+      self._refuse(412, "PreconditionFailed", f"{name} exists")
     else:
       self._answer(server.objects[bucket], name, query, body)
 

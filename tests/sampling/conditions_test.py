@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import struct
 import string
 import types
 from typing import Any
@@ -50,10 +51,24 @@ def folder(tmp_path_factory) -> pathlib.Path:
   media_files.write_sound(folder / "long.wav", media_files.tone(2.7))
   media_files.write_sound(folder / "brief.wav", media_files.tone(0.9))
   media_files.write_sound(folder / "silent.wav", 0 * media_files.tone(1.5))
-  (folder / "text.mp4").write_text("no video")
+  (folder / "text.mp4").write_text("this is no video")
+  for name in ("clip.mp4", "tone.wav"):
+    data = (folder / name).read_bytes()
+    (folder / f"half-{name}").write_bytes(data[: len(data) // 2])
+  _write_nan(folder / "nan.wav")
   Image.fromarray(frames[0]).save(folder / "first.png")
   Image.fromarray(frames[0][:, :64]).save(folder / "last.png")
   return folder
+
+
+def _write_nan(path: pathlib.Path) -> None:
+  """2 s of 32-bit floating point, of which one sample is NaN."""
+  samples = np.zeros(32_000, "<f4")
+  samples[20_000] = np.nan
+  data = samples.tobytes()
+  header = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 16_000, 64_000, 4, 32)
+  body = b"WAVE" + header + struct.pack("<4sI", b"data", len(data)) + data
+  path.write_bytes(struct.pack("<4sI", b"RIFF", len(body)) + body)
 
 
 def asked(folder: pathlib.Path, image: Any = None, **given: Any):
@@ -119,6 +134,12 @@ def test_what_cannot_be_combined_is_refused(folder, given, message):
     ({"last_image": "text.mp4"}, r"text\.mp4: .*PNG, JPEG or WebP"),
     ({"voice": "text.mp4"}, r"voice .*text\.mp4: expected a file of one of"),
     ({"voice": "silent.mp4"}, r"voice .*silent\.mp4: it has no sound track"),
+    *(
+      ({name: f"half-{file}"}, rf"{name} .*half-{file}: it is cut off after")
+      for name in ("video", "audio", "voice")
+      for file in ("clip.mp4", "tone.wav")
+    ),
+    ({"audio": "nan.wav"}, r"audio .*nan\.wav: .*a sample of nan; expected -1"),
     (
       {"voice": "brief.wav"},
       r"brief\.wav: its sound lasts 0.90 s, .* 1 to 3 s",

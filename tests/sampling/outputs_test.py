@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from ovi_jax import storage
 from ovi_jax.media import mp4
 from ovi_jax.sampling import outputs
 from tests.lib import grey_clips
@@ -62,9 +63,87 @@ def test_an_empty_file_is_no_clip_and_a_folder_is_refused(tmp_path):
     outputs.is_complete(path, grey_clips.RECIPE | {"seed": 9})
 
 
+@pytest.mark.parametrize("left", [0, 5, 20, 100, -1])
+def test_a_file_without_its_end_is_no_clip(tmp_path, log_lines, left):
+  path = tmp_path / "clip.mp4"
+  grey_clips.write(path, 9)
+  recipe = grey_clips.RECIPE | {"seed": 9}
+  assert outputs.is_complete(path, recipe)
+  path.write_bytes(path.read_bytes()[:left])
+  assert not outputs.is_complete(path, recipe)
+  if left:
+    assert f"note: {path} is made again: it is cut off" in log_lines[-1]
+
+
+def test_a_wav_without_its_end_is_no_clip(tmp_path):
+  path = tmp_path / "clip.wav"
+  outputs.write(path, {"seed": 1}, None, np.zeros(99, np.float32), None)
+  assert outputs.is_complete(path, {"seed": 1})
+  path.write_bytes(path.read_bytes()[:-1])
+  assert not outputs.is_complete(path, {"seed": 1})
+
+
+@pytest.fixture(params=["disk", "store"])
+def planned(request, tmp_path):
+  """The path of a clip that is planned, on a disk or in a store."""
+  if request.param == "disk":
+    return tmp_path / "clip.mp4"
+  return storage.path(request.getfixturevalue("bucket")) / "clip.mp4"
+
+
+def names(folder) -> set[str]:
+  return {path.name for path in folder.iterdir()}
+
+
+def content(path) -> tuple[int, int]:
+  """The seed of a clip's description, and its grey level."""
+  with storage.local_copy(path) as local:
+    grey = int(mp4.read(local)[0].mean())
+  return storage.read_json(path.with_suffix(".json"))["seed"], grey
+
+
+def test_a_clip_of_another_run_is_never_replaced(planned, log_lines):
+  nothing = outputs.Seen.at(planned)
+  first = grey_clips.write(planned, 100, nothing)
+  assert first == planned
+  other = grey_clips.write(planned, 200, nothing)
+  assert other == planned.with_name("clip-2.mp4")
+  assert log_lines[-1].startswith("note: another run has written ")
+  third = grey_clips.write(planned, 50, nothing)
+  assert third == planned.with_name("clip-3.mp4")
+  for path, grey in ((first, 100), (other, 200), (third, 50)):
+    assert content(path) == (grey, pytest.approx(grey, abs=5))
+  same = grey_clips.write(planned, 100, nothing)
+  assert same == planned and len(names(planned.parent)) == 9
+  assert log_lines[-1] == f"already made by another run: {planned}"
+  grey_clips.write(planned, 30)  # which may replace it
+  assert content(planned) == (30, pytest.approx(30, abs=5))
+  assert len(names(planned.parent)) == 9
+
+
+def test_what_was_there_when_a_clip_was_planned_is_replaced(planned):
+  storage.create(planned)
+  seen = outputs.Seen.at(planned)
+  assert grey_clips.write(planned, 100, seen) == planned
+  assert content(planned) == (100, pytest.approx(100, abs=5))
+  assert grey_clips.write(planned, 200, seen) != planned
+
+
+def test_a_name_that_is_not_used_is_given_back(tmp_path, monkeypatch):
+  path = tmp_path / "clip.mp4"
+
+  def full(self, data):
+    raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+  with pytest.raises(OSError, match="no space left"):
+    grey_clips.write(path, 200, outputs.Seen.at(path))
+  assert names(tmp_path) == set()
+
+
 def test_settings_that_differ_are_named(tmp_path):
   path = tmp_path / "clip.mp4"
-  path.write_bytes(b"mp4")
+  path.write_bytes(grey_clips.MP4)
   made = {"config": {"num_steps": 3, "seed": 1, "shift": 5.0}}
   path.with_suffix(".json").write_text(json.dumps(made))
   wanted = {"config": {"num_steps": 4, "seed": 1, "solver": "euler"}}
@@ -121,7 +200,7 @@ def test_a_clip_is_complete_only_with_the_same_files(
 ):
   """LoRAs and given files are the same by their checksums."""
   path = tmp_path / "clip.mp4"
-  path.write_bytes(b"mp4")
+  path.write_bytes(grey_clips.MP4)
   path.with_suffix(".json").write_text(json.dumps({"seed": 1} | made))
   if not differs:
     assert outputs.is_complete(path, {"seed": 1} | wanted)
@@ -165,7 +244,7 @@ def test_an_unusable_directory_is_reported(tmp_path):
 )
 def test_a_hostile_recipe_is_refused_in_one_line(tmp_path, content):
   path = tmp_path / "clip.mp4"
-  path.write_bytes(b"mp4")
+  path.write_bytes(grey_clips.MP4)
   path.with_suffix(".json").write_bytes(content)
   with pytest.raises(ValueError, match="has no readable JSON"):
     outputs.is_complete(path, {"seed": 1})
