@@ -81,16 +81,16 @@ def write(
   if first is None:
     raise ValueError(f"no frames for {path}")
   options = {"movflags": "faststart"}
-  with files.atomic_path(path, before_naming) as temporary:
-    with av.open(
-      str(temporary), "w", format="mp4", options=options
-    ) as container:
-      whole = itertools.chain([first], chunks)
-      rate = fractions.Fraction(fps).limit_denominator(10_000)
-      _, height, width, _ = first.shape
-      video = _video_stream(container, rate, height, width, preset)
-      video.codec_context.thread_count = threads
-      _encode(container, video, whole, sound, rate, sample_rate)
+  with (
+    files.atomic_path(path, before_naming) as temporary,
+    av.open(str(temporary), "w", format="mp4", options=options) as container,
+  ):
+    whole = itertools.chain([first], chunks)
+    rate = fractions.Fraction(fps).limit_denominator(10_000)
+    _, height, width, _ = first.shape
+    video = _video_stream(container, rate, height, width, preset)
+    video.codec_context.thread_count = threads
+    _encode(container, video, whole, sound, rate, sample_rate)
 
 
 def to_bytes(

@@ -314,7 +314,8 @@ def _take(
   with contextlib.suppress(ValueError):
     if is_complete(path, recipe, beside):
       raise _MadeMeanwhileError
-  names = (f"{path.stem}-{n}{path.suffix}" for n in itertools.count(2))
-  return next(
-    found for name in names if storage.create(found := path.with_name(name))
-  )
+  for number in itertools.count(2):
+    other = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    if storage.create(other):
+      return other
+  raise AssertionError("numbers do not end")

@@ -89,7 +89,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.headers.get("If-None-Match") == "*"
       and name in server.objects[bucket]
     ):
-      self._refuse(412, "PreconditionFailed", f"{name} exists")
+      self._refuse(412, "PreconditionFailed", name, "If-None-Match")
     else:
       self._answer(server.objects[bucket], name, query, body)
 
@@ -129,11 +129,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._holder[0].bytes_read += len(part)
     self._send(code, part, ETag=_tag(content), **more)
 
-  def _refuse(self, code: int, kind: str, said: str) -> None:
+  def _refuse(
+    self, code: int, kind: str, said: str, condition: str = ""
+  ) -> None:
     self._send(
       code,
       f"{_XML}<Error><Code>{kind}</Code><Message>{said}</Message>"
-      "</Error>".encode(),
+      f"<Condition>{condition}</Condition></Error>".encode(),
     )
 
   def _send(self, code: int, body: bytes, **headers: str) -> None:

@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import struct
 import string
+import struct
 import types
 from typing import Any
 
