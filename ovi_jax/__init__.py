@@ -1,6 +1,7 @@
 """Ovi, joint video and sound generation, in JAX and Flax."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -10,6 +11,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Clip", "Pipeline", "__version__"]
 __version__ = "0.1.0"
+
+# What Python has as name of a command until it has imported its packages.
+if sys.argv[:1] == ["-m"] and any(
+  word.startswith("ovi_jax.") for word in sys.orig_argv
+):
+  from ovi_jax import interrupts
+
+  interrupts.setup()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import pathlib
 import re
 import sys
 import threading
-import types
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from jax.extend import backend
 
 from ovi_jax import config_files
 from ovi_jax import console
+from ovi_jax import interrupts
 from ovi_jax import storage
 from ovi_jax import untrusted
 
@@ -185,13 +185,6 @@ def run_script(
   run(main, hint=hint)
 
 
-def command_name() -> str:
-  """The running command, as errors name it, such as `train` or `ovi-train`."""
-  path = pathlib.Path(sys.argv[0])
-  # python -m PACKAGE
-  return path.parent.name if path.stem == "__main__" else path.stem
-
-
 def invocation(command: str) -> str:
   """How a command of `SCRIPTS` is typed in the current directory.
 
@@ -225,7 +218,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Set up console and JAX, parse flags; for `app.run`, see `flag_errors`."""
   console.setup()
   argv = [_with_home(word) for word in argv]
-  sys.excepthook = _last_words
+  interrupts.setup()
   try:
     setup_jax()
   except (OSError, ValueError) as error:
@@ -257,20 +250,6 @@ def _with_home(word: str) -> str:
   return match[1] + re.sub(r"(?<![^,])~(?=[/,]|$)", lambda _: home, match[2])
 
 
-def _last_words(
-  kind: type[BaseException],
-  error: BaseException,
-  trace: types.TracebackType | None,
-) -> None:
-  """One line for Ctrl-C where the command has none of its own."""
-  if not issubclass(kind, KeyboardInterrupt):
-    sys.__excepthook__(kind, error, trace)
-    return
-  console.error(
-    f"{command_name()}: interrupted; the same command can be run again"
-  )
-
-
 def exit_with_parent() -> None:
   """In a worker process: end it when the process that started it is killed."""
   parent = multiprocessing.parent_process()
@@ -296,7 +275,7 @@ def require_flags(values: flags.FlagValues, **examples: str) -> None:
 
 def exit_with_error(message: object) -> NoReturn:
   """End with exit code 1 and `COMMAND: message` on stderr."""
-  console.error(f"{command_name()}: {message}")
+  console.error(f"{interrupts.command_name()}: {message}")
   sys.exit(1)
 
 

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ovi_jax import cli
+from ovi_jax import interrupts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -190,7 +191,7 @@ def test_compiled_programs_are_kept_unless_the_user_says_otherwise(
 )
 def test_errors_name_the_command_that_was_typed(script, name, monkeypatch):
   monkeypatch.setattr(sys, "argv", [script, "--config=nothing"])
-  assert cli.command_name() == name
+  assert interrupts.command_name() == name
 
 
 def test_commands_are_named_as_they_are_typed_here(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ BASE = {
   "geometry",
   "flag_profiles",
   "hardware",
+  "interrupts",
   "media",
   "modality",
   "network",

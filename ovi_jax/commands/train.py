@@ -21,6 +21,7 @@ from absl import flags
 from ovi_jax import cli
 from ovi_jax import config_files
 from ovi_jax import flag_profiles
+from ovi_jax import interrupts
 from ovi_jax import storage
 from ovi_jax.aot import train_step
 from ovi_jax.models import quantized
@@ -99,7 +100,7 @@ def main() -> None:
       )
     finished = trainer.train(chosen, config, FLAGS.workdir, timer)
   except KeyboardInterrupt:
-    name = cli.command_name()
+    name = interrupts.command_name()
     print(f"{name}: interrupted; the same command resumes from its checkpoint")
     sys.exit(128 + signal.SIGINT)
   sys.exit(0 if finished else loop.INTERRUPTED)

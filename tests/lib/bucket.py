@@ -59,7 +59,9 @@ def _read_whole(handler: Any, query: Any) -> Any:
   kind = handler.headers.get("Content-Type") or ""
   if not kind.startswith("multipart/related"):
     return _read_data(handler, query)
-  raw = emulator._decode_raw_data(emulator._read_raw_data(handler), handler)
+  raw: Any = emulator._decode_raw_data(
+    emulator._read_raw_data(handler), handler
+  )
   boundary = b"--" + kind.partition("boundary=")[2].strip("\"' ").encode()
   _, meta, rest = raw.split(boundary, 2)
   line = b"\r\n" if meta.startswith(b"\r\n") else b"\n"
