@@ -169,6 +169,26 @@ def readings(name: str) -> list[str]:
   return list(dict.fromkeys([with_home(name), plain, plain.replace("\\", "/")]))
 
 
+def listed(value: str, is_there: Callable[[str], bool]) -> list[str]:
+  """The names in a flag, with commas between them, or in them.
+
+  Args:
+    value: of the flag.
+    is_there: whether there is something of a name; only for names with commas.
+
+  Returns:
+    Names, without space around them; the longest that is there counts.
+  """
+  parts = value.split(",")
+  names: list[str] = []
+  while parts:
+    ends = range(len(parts), 1, -1)
+    end = next((n for n in ends if is_there(",".join(parts[:n]).strip())), 1)
+    names.append(",".join(parts[:end]).strip())
+    parts = parts[end:]
+  return [name for name in names if name]
+
+
 def unquoted(name: str) -> str:
   """A path that somebody wrote, without space and quotation marks around it.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
+from ovi_jax import files
 from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.convert import convert
@@ -40,7 +41,11 @@ def run(*, out: str, **flags: Any) -> None:
     for name in ("release", "variant", "arch", "weights", "download")
   )
   components = flags.get("components") or None
-  named = {c: _files(flags[c]) for c in architecture.COMPONENTS if flags.get(c)}
+  named = {
+    c: files.listed(flags[c], _is_there)
+    for c in architecture.COMPONENTS
+    if flags.get(c)
+  }
   if download:
     downloads.download(download, storage.local(out))
   elif flags.get("export"):
@@ -104,18 +109,6 @@ def _is_converted(folder: pathlib.Path) -> bool:
   return (folder / weights_dir.MANIFEST).is_file() and not any(
     (folder / name).is_dir() for name in releases.FOLDERS
   )
-
-
-def _files(value: str) -> list[str]:
-  """The files that a flag names, with commas between, or in their names."""
-  parts = value.split(",")
-  files: list[str] = []
-  while parts:
-    ends = range(len(parts), 1, -1)
-    end = next((n for n in ends if _is_there(",".join(parts[:n]))), 1)
-    files.append(",".join(parts[:end]))
-    parts = parts[end:]
-  return [name for name in files if name]
 
 
 def _is_there(name: str) -> bool:

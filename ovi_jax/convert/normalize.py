@@ -48,6 +48,8 @@ ADAPTER = re.compile(
   r"|lora[AB]|lora\.(?:up|down)|dora_scale|hada_[tw][12]\w*|lokr_\w+|oft_\w+"
   r"|modules_to_save)(?:\.|$)|\.diff(?:_[bm])?$"
 )
+# Where averages of the weights over training lie.
+_AVERAGES = re.compile(r"(?:^|_)(?:ema|averages?|averaged|shadow)(?:_|$)")
 _PREFIXES = 8  # most in one file
 _PIECE = 2**22  # numbers handled at once
 _FP8 = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
@@ -278,7 +280,7 @@ class _Part:
 
 def _part(file: tensor_file.TensorFile, spelled: _Spelled, key: str) -> _Part:
   """The tensors of one file, by the table's names where it knows them."""
-  raw = {_unwrapped(name): name for name in file.spans}
+  raw = {unwrapped(name): name for name in file.spans}
   if len(raw) != len(file.spans):  # wrapped and bare: leave them alone
     raw = {name: name for name in file.spans}
   names, prefixes = _choose(file, raw, spelled, key)
@@ -327,9 +329,22 @@ def _part(file: tensor_file.TensorFile, spelled: _Spelled, key: str) -> _Part:
     notes.append(
       f"{file.source}: not used: {untrusted.counted(len(outside), 'tensor')}"
       f" outside '{untrusted.printable(prefixes[-1])}' ({shown})"
+      f"{_averages(outside, key)}"
     )
   quantized.check(tensors.keys() - placed.keys(), taken)
   return _Part(tensors=tensors, notes=notes, dialects=dialects)
+
+
+def _averages(outside: Iterable[str], key: str) -> str:
+  """What to say if tensors that are not used may be averaged weights."""
+  parts = (part for name in outside for part in name.split(".")[:-1])
+  found = next((part for part in parts if _AVERAGES.search(part)), None)
+  if found is None or key:
+    return ""
+  return (
+    "; these may be averaged weights (EMA), which"
+    f" FILE::{untrusted.printable(found)} selects"
+  )
 
 
 def _check_adapters(
@@ -350,7 +365,8 @@ def _check_adapters(
     )
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+  """A name without the parts of torch's wrappers, see `_WRAPPERS`."""
   first, *rest = name.split(".")
   kept = [part for part in rest if part not in _INNER_WRAPPERS]
   return ".".join(kept if first in _WRAPPERS else [first, *kept])

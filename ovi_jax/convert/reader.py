@@ -249,7 +249,9 @@ class Digest:
     digest = hashlib.sha256(head.encode())
     raw = array.reshape(-1).view(np.uint8)
     digest.update(raw.data)
-    if array.ndim > 1 and not (raw[:_START].any() or raw.any()):
+    # As numbers: a scale of 0 makes -0 of negative ones.
+    flat = array.reshape(-1)
+    if array.ndim > 1 and not (flat[:_START].any() or flat.any()):
       self.zeros.append(name)
     self.digests[name] = digest.hexdigest()
     return array

@@ -375,7 +375,17 @@ def _incomplete(config: AV[Any], names: Mapping[str, Any]) -> str | None:
   """Whether a whole tower, or what joins the towers, is missing."""
   towers = config.present()
   if len(towers) < 2:
-    return None
+    joining = sum("_fusion" in name for name in names)
+    if not joining:
+      return None
+    (tower,) = towers
+    return (
+      f"this is the {tower} tower of an Ovi checkpoint, with"
+      f" {untrusted.counted(joining, 'tensor')} that join it to the other"
+      " tower, and sizes of one tower were given; convert both towers"
+      " (--fusion=VIDEO,AUDIO with --variant), or save the tower without the"
+      " tensors that have '_fusion' in their names"
+    )
   present = [
     t
     for t in towers

@@ -290,6 +290,24 @@ def read(
   )
 
 
+def check(path: str | os.PathLike[str]) -> None:
+  """Check a whole dataset as `read` does; records are not read.
+
+  Args:
+    path: folder of the dataset.
+
+  Raises:
+    ValueError: see `read`; says that it must be removed to be written again.
+  """
+  try:
+    for split in splits(path):
+      read(path, split)
+  except ValueError as error:
+    raise ValueError(
+      f"{error}. Or remove {path} and run the same command again"
+    ) from error
+
+
 def splits(path: str | os.PathLike[str]) -> list[str]:
   """The names of a dataset's splits.
 

@@ -146,6 +146,7 @@ def run(job: Job) -> bool:
     storage.check_access(storage.path(job.out))
   if shards.is_published(job.out):
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
+    builder.check(job.out)
     _log.info(f"already encoded: {job.out}")
     return True
   components = _components(job, manifest)

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -113,13 +114,33 @@ def write(
 def is_written(
   folder: pathlib.Path, split: str, number: int, count: int
 ) -> bool:
-  """Whether a shard exists, before or after the dataset is finished."""
+  """Whether a shard is whole, before or after the dataset is finished."""
   path = shard_path(folder, split, number)
-  named = _template(folder, split).sharded_filepath(
-    shard_index=number, num_shards=count
-  )
-  whole = path.exists() or pathlib.Path(named).exists()
-  return whole and _notes_path(path).exists()
+  notes = _notes_path(path)
+  if not path.exists():
+    named = _template(folder, split).sharded_filepath(
+      shard_index=number, num_shards=count
+    )
+    path = pathlib.Path(named)
+  return path.exists() and notes.exists() and _is_whole(path, notes)
+
+
+def _is_whole(path: pathlib.Path, notes: pathlib.Path) -> bool:
+  """Whether a shard has the records of its notes; reads its footer."""
+  try:
+    # numpy leaves a file open that it cannot read.
+    with open(notes, "rb") as opened, np.load(opened) as file:
+      count, size = len(file["rows"]), int(file["size"])
+    if path.stat().st_size < size:
+      return False
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+      return reader.num_records() == count
+    finally:
+      reader.close()
+  # numpy's and riegeli's words for damage.
+  except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile):
+    return False
 
 
 def finish(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ovi_jax import files as path_names
 from ovi_jax import storage
 from ovi_jax.convert import mapping
 from ovi_jax.lora import adapter
@@ -71,7 +72,8 @@ def parse(
 
   Args:
     text: FILE[:STRENGTH] with commas between them; STRENGTH is a number, or
-      VIDEO/AUDIO with one for each tower. Without it, 1. `None` is none.
+      VIDEO/AUDIO with one for each tower. Without it, 1. `None` is none. Names
+      of files that exist may hold commas.
 
   Raises:
     ValueError: it is no text, a file has no name, or a strength is out of
@@ -85,7 +87,7 @@ def parse(
       f" {type(text).__name__}"
     )
   found = []
-  for item in filter(None, (part.strip() for part in (text or "").split(","))):
+  for item in path_names.listed(text or "", _is_named):
     path, _, end = item.rpartition(":")
     strength = AV(1.0, 1.0)
     if match := _STRENGTH.fullmatch(end):
@@ -106,6 +108,14 @@ def parse(
       )
     found.append((path, strength))
   return found
+
+
+def _is_named(item: str) -> bool:
+  """Whether there is the file of FILE or FILE:STRENGTH."""
+  path, _, end = item.rpartition(":")
+  return _is_file(item) or (
+    _is_file(path) and _STRENGTH.fullmatch(end) is not None
+  )
 
 
 def _is_file(path: str) -> bool:

@@ -13,6 +13,7 @@ written in its format has the same tensors, except that `lora_down` of a
 convolution, which may be a matrix, is written with all axes.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -164,6 +165,12 @@ def read(
       " alpha into adapter_config.json beside the file: if it is not the rank,"
       " give alpha / rank as strength"
     )
+  changing = (x.down.any() and x.up.any() for x in pairs.values())
+  if not any(changing) and not any(x.any() for x in deltas.values()):
+    notes.append(
+      f"{file.source}: all its updates are zero, so it changes nothing; its"
+      " training may not have begun, or its download may be incomplete"
+    )
   return adapter.Adapter(
     pairs=pairs, deltas=deltas, metadata=dict(file.values), notes=tuple(notes)
   )
@@ -206,18 +213,36 @@ def _named(
   found: list[_Named] = []
   unknown: list[str] = []
   absent: list[str] = []
+  others: list[str] = []
+  both = _of_both(config)
   for name in file.spans:
     each = _own(name, slots) if is_own else _foreign(name, table)
     if each is not None:
       found.append(each)
     elif names.ABSENT.search(name):
       absent.append(name)
+    elif both is not None and _is_of(name, both, is_own):
+      others.append(name)
     else:
       unknown.append(name)
   if unknown:
     _check_widths(file, found, config)
     raise ValueError(_unknown(file, unknown, config))
   notes = []
+  if others:
+    (tower,) = config.present()
+    other = "audio" if tower == "video" else "video"
+    what = f"of the {other} tower, or of layers between the towers"
+    if not found:
+      raise ValueError(
+        f"{file.source}: all {untrusted.counted(len(others), 'tensor')} are"
+        f" {what}, and the {tower} tower is used alone; leave out"
+        f" --generate={tower}, or the LoRA"
+      )
+    notes.append(
+      f"{file.source}: left out: {untrusted.counted(len(others), 'tensor')}"
+      f" {what}, the first is '{untrusted.printable(others[0])}'"
+    )
   if absent:
     notes.append(
       f"{file.source}: left out: {untrusted.counted(len(absent), 'tensor')} of"
@@ -225,6 +250,25 @@ def _named(
       f" '{untrusted.printable(absent[0])}'"
     )
   return found, notes
+
+
+def _of_both(config: AV[dit.DiTConfig]) -> AV[dit.DiTConfig] | None:
+  """Both towers, with the sizes of the only one; None if there are two."""
+  found = list(config.present().items())
+  if len(found) != 1:
+    return None
+  ((tower, sizes),) = found
+  patch = (1,) if tower == "video" else (1, 2, 2)
+  other = dataclasses.replace(sizes, patch=patch)
+  return AV(sizes, other) if tower == "video" else AV(other, sizes)
+
+
+def _is_of(name: str, config: AV[dit.DiTConfig], is_own: bool) -> bool:
+  """Whether a tensor updates something of these towers."""
+  table = names.table(config)
+  if is_own:
+    return _own(name, {t.slot: t for t in table.targets.values()}) is not None
+  return _foreign(name, table) is not None
 
 
 def _own(

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ovi_jax.convert import fusion
 from ovi_jax.convert import mapping
+from ovi_jax.convert import normalize
 from ovi_jax.lora import adapter
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
@@ -27,19 +28,18 @@ from ovi_jax.models import dit
 OWN, COMFYUI, MUSUBI, DIFFUSERS = "ovi_jax", "comfyui", "musubi", "diffusers"
 FORMATS = (OWN, COMFYUI, MUSUBI, DIFFUSERS)
 PEFT = "base_model.model."
-# Prefixes in the files of tools; longer ones first.
+# Prefixes in the files of tools, also several; longer ones first.
 _PREFIXES = (
-  f"{PEFT}diffusion_model.",
-  f"{PEFT}transformer.",
   PEFT,
-  "model.diffusion_model.",
+  "model.",
+  "module.",
   "diffusion_model.",
   "transformer.",
   "lora_transformer_",
   "lora_unet__",
   "lora_unet_",
-  "",
 )
+_MOST_PREFIXES = 8
 # Layers of Wan's image-to-video models of 14 B, which Ovi lacks.
 ABSENT = re.compile(r"(?:^|[._])(?:k_img|v_img|norm_k_img|img_emb)(?:[._]|$)")
 WEIGHT, BIAS, MODULATION = "weight", "bias", "modulation"
@@ -82,10 +82,14 @@ class Table:
 
   def layer(self, name: str) -> str | None:
     """The layer that a tool's name means; `None` if it is unknown."""
-    for prefix in _PREFIXES:
-      found = self._layers.get(name[len(prefix) :])
-      if name.startswith(prefix) and found is not None:
+    name = normalize.unwrapped(name)
+    for _ in range(_MOST_PREFIXES):
+      if (found := self._layers.get(name)) is not None:
         return found
+      prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
+      if prefix is None:
+        break
+      name = name[len(prefix) :]
     return None
 
   def written(self, slot: adapter.Slot, style: str, bare: bool) -> str:

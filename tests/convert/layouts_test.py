@@ -117,6 +117,30 @@ def test_towers_and_shards_are_given_with_commas(tmp_path, weights):
   )
 
 
+@pytest.mark.parametrize("tower", ["video", "audio"])
+@pytest.mark.parametrize("is_bare", [True, False])
+def test_a_tower_of_a_whole_checkpoint_is_named_in_one_line(
+  tmp_path, tower, is_bare
+):
+  arch = tmp_path / "sizes.json"
+  sizes = {tower: SIZES["fusion"][tower]}
+  arch.write_text(json.dumps({"fusion": sizes}))
+  prefix = f"{tower}_model."
+  tensors = {
+    name.removeprefix(prefix) if is_bare else name: tensor
+    for name, tensor in standin.tensors(FUSION).items()
+    if name.startswith(prefix)
+  }
+  path = repacked_weights.save(tmp_path / "tower.pth", tensors)
+  refused(
+    tmp_path / "out",
+    f"this is the {tower} tower of an Ovi checkpoint, with",
+    fusion=str(path),
+    arch=str(arch),
+    variant="",
+  )
+
+
 def test_a_bare_tower_of_other_sizes_is_converted(tmp_path):
   sizes = {"fusion": {"video": SIZES["fusion"]["video"]}}
   arch = tmp_path / "sizes.json"

@@ -284,6 +284,24 @@ def test_two_matching_sets_require_a_choice(tmp_path):
     normalized("audio_vae", path, keys=["averages"])
 
 
+@pytest.mark.parametrize("key", ["model_ema", "ema_model", "average"])
+def test_averages_that_are_not_used_are_noted(tmp_path, key):
+  """They may lack constants, or have other names."""
+  plain = standin.tensors(FILES["audio_vae"])
+  part = dict(list(plain.items())[3:])
+  tensors = repacked_weights.prefixed("model.")(
+    plain
+  ) | repacked_weights.prefixed(f"{key}.")(part)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
+  found = normalized("audio_vae", path)
+  (note,) = found.notes
+  assert note == (
+    f"{path}: not used: {len(part)} tensors outside 'model.' ({key}); these may"
+    f" be averaged weights (EMA), which FILE::{key} selects"
+  )
+  assert normalized("audio_vae", path, keys=["model"]).notes[0].endswith(")")
+
+
 def test_one_set_under_two_names_requires_no_choice(tmp_path):
   plain = standin.tensors(FILES["audio_vae"])
   named = repacked_weights.prefixed("model.")(plain)

@@ -387,3 +387,16 @@ def test_a_digest_depends_on_name_dtype_shape_and_bytes(tmp_path, changed):
       digest.read(name)
     found.append(digest.content())
   assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_zeros_of_either_sign_are_counted(dtype):
+  """An 8-bit weight with a scale of 0 has both."""
+  arrays = {
+    "both": np.array([[0, -0.0], [-0.0, 0]]).astype(dtype),
+    "small": np.array([[0, -0.0], [-0.0, 1e-3]]).astype(dtype),
+  }
+  digest = reader.Digest(source=arrays.__getitem__)
+  for name, array in arrays.items():
+    assert digest.read(name) is array
+  assert digest.zeros == ["both"]

@@ -231,3 +231,24 @@ def test_damage_in_the_middle_names_file_and_record(copied):
       broken.append(number)
       assert f"{shard}: record {number - 4} (number {number}" in str(error)
   assert 7 in broken and set(broken) <= {4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("part", ["shard", "notes"])
+@pytest.mark.parametrize("left", [0, 1, 0.5, 0.999])
+def test_a_damaged_shard_is_written_again(tmp_path, part, left):
+  records = [random_records.record(n) for n in range(2)]
+
+  def write():
+    shards.write(
+      tmp_path, "train", 0, records, random_records.GEOMETRY, "float16"
+    )
+
+  assert not shards.is_written(tmp_path, "train", 0, 1)
+  write()
+  assert shards.is_written(tmp_path, "train", 0, 1)
+  (path,) = tmp_path.glob("[!.]*" if part == "shard" else ".*")
+  data = path.read_bytes()
+  path.write_bytes(data[: left if left == 1 else int(left * len(data))])
+  assert not shards.is_written(tmp_path, "train", 0, 1)
+  write()
+  assert shards.is_written(tmp_path, "train", 0, 1)

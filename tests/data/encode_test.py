@@ -127,6 +127,12 @@ def test_an_interrupted_job_is_resumed(
   assert not again.folder.exists()
   log_lines.clear()
   assert encode.run(again) and log_lines == [f"already encoded: {again.out}"]
+  shard = next(again.out.glob("*array_record-*"))
+  os.truncate(shard, shard.stat().st_size - 1)
+  with pytest.raises(
+    ValueError, match=rf"{shard.name}.*remove {again.out} and"
+  ):
+    encode.run(again)
 
 
 def times(folder: pathlib.Path) -> set[int]:

@@ -455,6 +455,12 @@ def test_a_second_run_logs_the_same_report_and_refuses_other_settings(
   log_lines.clear()
   imported(folder)
   assert log_lines == [first, f"already imported: {folder / 'out'}"]
+  (shard,) = (folder / "out").glob("*array_record-*")
+  whole = shard.read_bytes()
+  shard.write_bytes(whole[:-1])
+  with pytest.raises(ValueError, match=rf"remove {folder / 'out'} and run"):
+    imported(folder)
+  shard.write_bytes(whole)
   with pytest.raises(ValueError, match=r"other settings \(fit\); use another"):
     imported(folder, fit="pad")
   table(folder, ("a.mp4", "Stripes.", ""))

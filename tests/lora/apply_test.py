@@ -54,6 +54,18 @@ def test_files_and_strengths_are_read_from_a_flag(text, expected):
   assert apply.parse(text) == expected
 
 
+def test_names_of_files_may_hold_commas(tmp_path):
+  for name in ("a, b.safetensors", "c,d", "c"):
+    (tmp_path / name).touch()
+  text = f"{tmp_path}/a, b.safetensors:0.5, {tmp_path}/c,d,{tmp_path}/c:1/2,e"
+  assert apply.parse(text) == [
+    (f"{tmp_path}/a, b.safetensors", (0.5, 0.5)),
+    (f"{tmp_path}/c,d", (1, 1)),
+    (f"{tmp_path}/c", (1, 2)),
+    ("e", (1, 1)),
+  ]
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [(":0.5", "expected FILE or FILE:STR"), ("a:1e9", "strength from -100 to")],

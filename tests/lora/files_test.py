@@ -430,6 +430,72 @@ def test_patterns_of_peft_that_fit_no_layer_are_refused(
     files.read(tmp_path / "lora", CONFIG)
 
 
+@pytest.mark.parametrize("style", [names.OWN, names.COMFYUI, names.MUSUBI])
+@pytest.mark.parametrize("tower", ["video", "audio"])
+def test_of_a_lora_of_both_towers_one_is_used_alone(tmp_path, style, tower):
+  made, path = random_loras.make(CONFIG), tmp_path / "a.safetensors"
+  files.write(path, made, CONFIG, style)
+  alone = AV(**{tower: getattr(CONFIG, tower)})
+  found = files.read(path, alone)
+  known = set(names.table(alone).names)
+  assert found.pairs.keys() == {s for s in made.pairs if s in known}
+  assert {slot.tower for slot in found.pairs} == {tower}
+  (note,) = found.notes
+  other = {"video": "audio", "audio": "video"}[tower]
+  assert f"of the {other} tower, or of layers between the towers" in note
+
+
+def test_a_lora_of_the_other_tower_is_refused_in_one_line(tmp_path):
+  path = tmp_path / "a.safetensors"
+  safetensors.numpy.save_file(pair(), path)
+  message = "are of the video tower.* the audio tower is used alone"
+  with pytest.raises(ValueError, match=message) as error:
+    files.read(path, AV(None, CONFIG.audio))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "prefix",
+  [
+    "module.",
+    "model.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "base_model.model.model.",
+    "model.diffusion_model.module.",
+  ],
+)
+def test_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
+  path = tmp_path / "a.safetensors"
+  for layer in ("blocks.0.self_attn.q", "video_model.blocks.0.self_attn.q"):
+    safetensors.numpy.save_file(pair(f"{prefix}{layer}"), path)
+    ((slot, found),) = files.read(path, CONFIG).pairs.items()
+    assert slot.path == "blocks/video/self_attention/query/kernel"
+    assert (slot.block, found.rank) == (0, 2)
+
+
+@pytest.mark.parametrize(
+  ("change", "zero"),
+  [
+    ({}, False),
+    ({f"{Q}.lora_B.weight": np.zeros((16, 2), "f4")}, True),
+    ({f"{Q}.lora_A.weight": np.zeros((2, 16), "f4")}, True),
+    (
+      {
+        f"{Q}.lora_B.weight": np.zeros((16, 2), "f4"),
+        f"{Q}.diff_b": np.ones(16, "f4"),
+      },
+      False,
+    ),
+  ],
+)
+def test_a_lora_of_zeros_alone_is_noted(tmp_path, change, zero):
+  path = tmp_path / "a.safetensors"
+  safetensors.numpy.save_file(pair() | change, path)
+  noted = any("are zero" in note for note in files.read(path, CONFIG).notes)
+  assert noted == zero
+
+
 def test_layers_for_image_embeddings_are_left_out_with_a_note(tmp_path):
   tensors = pair() | pair("diffusion_model.blocks.0.cross_attn.k_img")
   safetensors.numpy.save_file(tensors, tmp_path / "lora")

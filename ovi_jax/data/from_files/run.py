@@ -80,6 +80,7 @@ def run(settings: settings_lib.Settings) -> None:
     storage.check_access(storage.path(settings.out))
   if shards.is_published(settings.out):
     _check_recipe(settings, recipe)
+    builder.check(settings.out)
     report = (settings.folder / _REPORT).read_text("utf-8")
     _log.info(report.removesuffix("\n"))
     _log.info(f"already imported: {settings.out}")
