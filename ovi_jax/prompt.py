@@ -134,6 +134,7 @@ _ESCAPE = re.compile(
   r"\\u003[ceCE]|(?<![:\w])(?:\\r)?\\n(?=[A-Z\W]|$)", re.MULTILINE
 )
 # Escaped more often than anybody resolves it.
+_CACHED = 1 << 14  # prompts whose repaired text is kept: of a long table
 _AMPERSANDS = re.compile("&(?:amp;){3,}")
 # How JSON, and dicts of Python, begin.
 _JSON = re.compile(r"(?:```\w{0,10} ?)?[\[{ ]{1,4}[\"']\w[\w -]{0,40}[\"'] ?:")
@@ -184,6 +185,7 @@ def clean(prompt: str) -> str:
   return " ".join(_unescaped(prompt).split())
 
 
+@functools.lru_cache(maxsize=_CACHED)
 def _unescaped(prompt: str) -> str:
   """The prompt as `clean` makes it, with its white space."""
   # ftfy resolves a level of them at a time.

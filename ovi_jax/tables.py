@@ -289,6 +289,7 @@ def _rows(
       f"{name} needs one column {needed}"
       + (f" and at most one each of {' and '.join(also)}" if also else "")
       + f"; its header has {shown}{more}"
+      + ("" if len(header) > 1 else "; cells are separated by , ; or tab")
     )
   if not records:
     raise ValueError(f"{name} has a header but no rows")

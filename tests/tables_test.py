@@ -298,3 +298,11 @@ def test_a_sentence_in_angles_is_no_web_page(line):
   assert tables.parse_list(f"{line}\n".encode()) == [line]
   assert "web page" not in untrusted.substitute(b"<headline>")
   assert "web page" in untrusted.substitute(b"<head>")
+
+
+@pytest.mark.parametrize("separator", ["|", "^", ":", " | "])
+def test_the_separators_that_are_read_are_named(tmp_path, separator):
+  path = tmp_path / "a.csv"
+  path.write_text(separator.join(["prompt", "seed"]) + "\n")
+  with pytest.raises(ValueError, match="cells are separated by , ; or tab$"):
+    tables.read_table(path, required=["prompt"], optional=["seed"])

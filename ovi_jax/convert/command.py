@@ -36,6 +36,8 @@ def run(*, out: str, **flags: Any) -> None:
   if not out:
     raise ValueError("--out=DIR is needed: the directory to write")
   _check(flags)
+  for name in ("release", "arch", "weights", "tokenizer"):
+    _check_local(name, flags.get(name, ""))
   release, variant, arch, weights, download = (
     flags.get(name, "")
     for name in ("release", "variant", "arch", "weights", "download")
@@ -46,6 +48,9 @@ def run(*, out: str, **flags: Any) -> None:
     for c in architecture.COMPONENTS
     if flags.get(c)
   }
+  for component, names in named.items():
+    for each in names:
+      _check_local(component, convert.place(each)[0])
   if download:
     downloads.download(download, storage.local(out))
   elif flags.get("export"):
@@ -109,6 +114,14 @@ def _is_converted(folder: pathlib.Path) -> bool:
   return (folder / weights_dir.MANIFEST).is_file() and not any(
     (folder / name).is_dir() for name in releases.FOLDERS
   )
+
+
+def _check_local(flag: str, value: str) -> None:
+  """ValueError for a URL: what is converted is read on this machine."""
+  try:
+    storage.local(value)
+  except ValueError as error:
+    raise ValueError(f"--{flag}: {error}") from error
 
 
 def _is_there(name: str) -> bool:

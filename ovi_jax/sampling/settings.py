@@ -1,6 +1,7 @@
 """What a run of `sample.py` is told, checked before anything is loaded."""
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -260,6 +261,10 @@ class Settings:
 
   def metadata(self) -> dict[str, Any]:
     """Fields that decide what a clip is, for the JSON beside it."""
+    return dict(self._recorded)
+
+  @functools.cached_property
+  def _recorded(self) -> dict[str, Any]:
     fields = dataclasses.asdict(self)
     for name in _NOT_RECORDED:
       del fields[name]

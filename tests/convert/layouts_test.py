@@ -763,3 +763,16 @@ def test_contradictory_file_flags_are_refused(
   monkeypatch.chdir(tmp_path)
   refused(tmp_path / "out", message, **flags)
   assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("url", "message"),
+  [
+    ("https://a.org/a.safetensors", "unknown scheme https:; expected a local"),
+    ("gs://bucket/a.safetensors", "expected a local path"),
+  ],
+)
+@pytest.mark.parametrize("flag", ["fusion", "vocoder", "release", "tokenizer"])
+def test_urls_are_refused_as_such(tmp_path, url, message, flag):
+  for value in (url, f"{url}::ema"):
+    refused(tmp_path / "out", f"--{flag}: {url}", message, **{flag: value})
