@@ -14,6 +14,7 @@ import errno
 import glob
 import os
 import pathlib
+import re
 import shutil
 import stat
 import sys
@@ -23,6 +24,8 @@ from collections.abc import Iterator
 
 from ovi_jax import storage
 from ovi_jax import untrusted
+
+_TEMPORARY = re.compile(r"\..+\.(?P<process>\d{1,10})\.part")  # names of them
 
 
 @contextlib.contextmanager
@@ -249,6 +252,20 @@ def stale_temporaries(path: pathlib.Path) -> Iterator[pathlib.Path]:
   for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
     if not _is_running(left.name.split(".")[-2]):
       yield left
+
+
+def abandoned(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Temporary files in a folder, of processes that this machine does not run.
+
+  They may be those of another machine that shares the disk.
+  """
+  return sorted(
+    left
+    for left in folder.glob(".*.part")
+    if (match := _TEMPORARY.fullmatch(left.name))
+    and not _is_running(match["process"])
+    and left.is_file()
+  )
 
 
 def _is_running(process: str) -> bool:

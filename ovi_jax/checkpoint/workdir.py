@@ -7,6 +7,7 @@ the step at which it took effect, to config_changes.json.
 
 import json
 import os
+import pathlib
 import secrets
 import shlex
 import time
@@ -53,7 +54,8 @@ def locate(name: epath.PathLike) -> epath.Path:
   """The path of a run's directory; nothing is left in it.
 
   Raises:
-    ValueError: the name is no path or URL that can be used, see `storage.path`.
+    ValueError: the name is no path or URL that can be used, see `storage.path`,
+      or the folder cannot be written.
     OSError: its bucket cannot be listed, read, written or described.
   """
   path = _path(name)
@@ -62,7 +64,23 @@ def locate(name: epath.PathLike) -> epath.Path:
     storage.check_described(path)
   elif path.exists() and not path.is_dir():
     raise ValueError(f"workdir: expected a directory, {path} is a file")
+  else:
+    _check_writable(pathlib.Path(path))
   return path
+
+
+def _check_writable(path: pathlib.Path) -> None:
+  """ValueError if a folder, or the one to make it in, cannot be written."""
+  existing = next(each for each in (path, *path.parents) if each.exists())
+  probe = existing / f".{os.getpid()}-{secrets.token_hex(4)}.probe"
+  try:
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f"workdir: cannot write to {existing} ({error.strerror}); choose another"
+      " --workdir"
+    ) from error
 
 
 def check_config(
@@ -125,12 +143,22 @@ def check_config(
   }
 
 
+def change_lines(
+  changes: Mapping[str, tuple[Any, Any]], step: int
+) -> list[str]:
+  """A line for each change, see `record_changes`."""
+  return [
+    f"{name}: {_shown(old)} before, {_shown(new)} from step {step + 1} on"
+    for name, (old, new) in changes.items()
+  ]
+
+
 def record_changes(
   workdir: epath.PathLike,
   config: Mapping[str, Any],
   changes: Mapping[str, tuple[Any, Any]],
   step: int,
-) -> list[str]:
+) -> None:
   """Write a resumed run's config, and add its changes to `config_changes.json`.
 
   Args:
@@ -138,14 +166,7 @@ def record_changes(
     config: as given to `check_config`.
     changes: what `check_config` returned.
     step: the step after which they take effect.
-
-  Returns:
-    A line for each change.
   """
-  lines = [
-    f"{name}: {_shown(old)} before, {_shown(new)} from step {step + 1} on"
-    for name, (old, new) in changes.items()
-  ]
   if changes:
     entry = {
       "step": step,
@@ -158,7 +179,6 @@ def record_changes(
       _write(storage.path(workdir) / CONFIG, _as_json(config))
 
     distributed.broadcast(write)
-  return lines
 
 
 def add_config_change(

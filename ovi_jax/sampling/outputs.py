@@ -18,6 +18,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ import numpy as np
 
 from ovi_jax import files
 from ovi_jax import storage
+from ovi_jax import untrusted
 from ovi_jax.media import container
 from ovi_jax.media import mp4
 from ovi_jax.media import wav
@@ -45,6 +47,9 @@ _FILES = {
   *(".png", ".jpg", ".jpeg", ".wav", ".webm", ".webp"),
 }
 
+# Seconds without a change after which an unfinished file is removed. Another
+# machine may be writing a newer one.
+_ABANDONED = 24 * 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -127,6 +132,25 @@ def check_directory(path: storage.AnyPath) -> None:
       f"out: cannot write to the directory {path} ({error.strerror}); choose"
       " another --out"
     ) from error
+  _clear_abandoned(path)
+
+
+def _clear_abandoned(path: pathlib.Path) -> None:
+  """Remove what runs that have ended left unfinished; name what is newer."""
+  left = files.abandoned(path)
+  old = [p for p in left if time.time() - p.stat().st_mtime > _ABANDONED]
+  for file in old:
+    file.unlink(missing_ok=True)
+  if old:
+    count = untrusted.counted(len(old), "unfinished file")
+    _log.info("note: removed %s of interrupted runs from %s", count, path)
+  if recent := [p for p in left if p not in old]:
+    _log.info(
+      "note: %s has %s of interrupted runs, such as %s; delete them if no other"
+      " machine is writing there",
+      *(path, untrusted.counted(len(recent), "unfinished file")),
+      untrusted.printable(recent[0].name),
+    )
 
 
 def is_complete(

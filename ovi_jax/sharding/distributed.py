@@ -15,7 +15,9 @@ import pathlib
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -36,10 +38,15 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _SOURCES = ("*.py", "*.json")
 _WEIGHTS = "weights"
 _LIBRARIES = ("jax", "jaxlib", "flax")
-_INTERRUPTED = (
-  b"\ninterrupted: this step is finished and the state saved; Ctrl-C again ends"
-  b" at once, without saving\n"
-)
+_STOPPING = {
+  signal.SIGINT: b"\ninterrupted: this step is finished and the state saved;"
+  b" Ctrl-C again ends at once, without saving\n",
+  signal.SIGTERM: b"\nSIGTERM: this step is finished and the state saved; a"
+  b" second signal ends at once, without saving\n",
+}
+# Seconds in which SIGTERM counts once: a process may get it for itself and as
+# one of a group.
+_ONE_TERMINATION = 1.0
 _MORE_SECONDS = 60
 # Errors of cluster detection (variables, a package, the metadata server).
 _JOIN_ERRORS = (ImportError, KeyError, OSError, RuntimeError, ValueError)
@@ -231,8 +238,9 @@ def preemption_watcher(
 ) -> Iterator[Callable[[int], bool]]:
   """Yield a function that says, before each step, whether to stop.
 
-  SIGTERM and the first Ctrl-C (SIGINT) request a stop; the second Ctrl-C ends
-  the process at once. With several processes, JAX's preemption sync point
+  SIGTERM and the first Ctrl-C (SIGINT) request a stop; a second signal ends
+  the process at once, also while a program is compiled, when Python's own
+  handlers do not run. With several processes, JAX's preemption sync point
   handles SIGTERM: all processes stop before the same step, whichever was
   signalled.
 
@@ -243,6 +251,7 @@ def preemption_watcher(
     exit_code: code with which it exits then.
   """
   told: list[int] = []
+  said: list[int] = []
   timers: list[threading.Timer] = []
 
   def stopping() -> None:
@@ -253,17 +262,25 @@ def preemption_watcher(
       timers[0].daemon = True
       timers[0].start()
 
+  def arrived(number: int) -> None:
+    if said:
+      return
+    said.append(number)
+    # Not `print`: the signal may have interrupted one.
+    with contextlib.suppress(OSError):
+      os.write(2, _STOPPING[signal.Signals(number)])
+    if number == signal.SIGTERM:
+      stopping()
+
   def terminated(number: int, frame: Any) -> None:
     del frame
-    stopping()
+    arrived(number)
     told.append(number)
 
   def interrupted(number: int, frame: Any) -> None:
     del frame
+    arrived(number)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Not `print`: the signal may have interrupted one.
-    with contextlib.suppress(OSError):
-      os.write(2, _INTERRUPTED)
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
     told.append(number)
@@ -281,12 +298,50 @@ def preemption_watcher(
     handlers[signal.SIGTERM] = terminated
   before = {n: signal.signal(n, handler) for n, handler in handlers.items()}
   try:
-    yield asked
+    with _arrivals(frozenset(handlers), arrived):
+      yield asked
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
     for timer in timers:
       timer.cancel()
+
+
+@contextlib.contextmanager
+def _arrivals(
+  numbers: Collection[int], arrived: Callable[[int], None]
+) -> Iterator[None]:
+  """Watch for signals in a thread; the second one ends the process.
+
+  Args:
+    numbers: signals that have a handler in Python.
+    arrived: called with the first.
+  """
+
+  def watch() -> None:
+    first = None
+    while data := os.read(reading, 1):
+      number, now = data[0], time.monotonic()
+      if number not in numbers:
+        continue
+      if first is None:
+        first = now
+        arrived(number)
+      elif number == signal.SIGINT or now - first >= _ONE_TERMINATION:
+        os._exit(128 + number)
+
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(before)
+    os.close(writing)
+    thread.join()
+    os.close(reading)
 
 
 def _expire(seconds: float, code: int) -> None:

@@ -223,15 +223,20 @@ def restore(
   return restored.state
 
 
-def run(context: TrainContext, state: steps.TrainState) -> bool:
+def run(
+  context: TrainContext,
+  state: steps.TrainState,
+  on_first_step: Callable[[], None] = lambda: None,
+) -> bool:
   """Train until the last step, or until the process is interrupted.
 
   On SIGTERM or Ctrl-C, training stops after saving a checkpoint; a second
-  Ctrl-C ends the process at once.
+  signal ends the process at once.
 
   Args:
     context: context of the run.
     state: state on the mesh, see `state_sharding`; donated.
+    on_first_step: called when the first step is compiled and started.
 
   Returns:
     Whether the run is finished; `False` if it was interrupted and saved.
@@ -246,7 +251,7 @@ def run(context: TrainContext, state: steps.TrainState) -> bool:
     jax.set_mesh(context.mesh),
     watchdogs.Watchdog(context.step_timeout_seconds) as watchdog,
   ):
-    return _loop(context, state, stop, watchdog)
+    return _loop(context, state, stop, watchdog, on_first_step)
 
 
 def _loop(
@@ -254,9 +259,11 @@ def _loop(
   state: steps.TrainState,
   stop: Callable[[int], bool],
   watchdog: watchdogs.Watchdog,
+  on_first_step: Callable[[], None] = lambda: None,
 ) -> bool:
   """The loop of `run`; stops before the step for which `stop` is true."""
   total, number = context.step_config.num_train_steps, int(state.step)
+  begin = number
   intervals, timer = context.intervals, context.timer
   shardings = jax.tree.map(lambda x: x.sharding, state)
   train_steps = {
@@ -310,6 +317,8 @@ def _loop(
         bar.unpause()  # exclude compilation from the estimate of the time left
       else:
         state, metrics = train_steps[checked](state, batch)
+      if number == begin:
+        on_first_step()
       number += 1
       following = StepRecord(
         step=number,

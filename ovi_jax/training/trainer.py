@@ -112,7 +112,7 @@ def train(
         context, target, functools.partial(check_base, workdir, hint, base)
       )
       step = 0 if state is None else int(state.step)
-      for line in workdirs.record_changes(workdir, config, changes, step):
+      for line in workdirs.change_lines(changes, step):
         _log.info(f"config: {line}")
       with distributed.collective_errors():
         if jax.process_index() == 0:
@@ -126,7 +126,14 @@ def train(
         assert plan is not None
         state = task.add_base(plan, target, state)
       _log.info(tensorboard_line(workdir))
-      finished = loop.run(context, state)
+      # Not before: a run that ends while it compiles has changed nothing.
+      finished = loop.run(
+        context,
+        state,
+        functools.partial(
+          workdirs.record_changes, workdir, config, changes, step
+        ),
+      )
     if finished:
       for line in next_lines(task, workdir):
         _log.info(line)

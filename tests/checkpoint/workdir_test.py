@@ -1,6 +1,9 @@
 """A run's directory belongs to one configuration."""
 
+import errno
 import json
+import os
+import pathlib
 
 import pytest
 from google.api_core import exceptions
@@ -44,7 +47,8 @@ def test_some_fields_may_change_and_are_followed(tmp_path):
   }
   # Nothing is written before the run resumes.
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 10
-  said = workdir.record_changes(tmp_path, other, changes, 7)
+  said = workdir.change_lines(changes, 7)
+  workdir.record_changes(tmp_path, other, changes, 7)
   assert said[-1] == "steps: 10 before, 20 from step 8 on"
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
   assert workdir.check_config(tmp_path, other, FREE) == {}
@@ -149,3 +153,16 @@ def test_a_store_that_does_not_answer_is_not_called_a_lack_of_permission(
   with pytest.raises(OSError, match=r"503 try again\); .* connection") as e:
     workdir.locate(f"{bucket}/run")
   assert "storage.buckets.get" not in str(e.value)
+
+
+def test_a_read_only_disk_is_one_line(tmp_path, monkeypatch):
+  def refuse(path, *_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+  assert workdir.locate(tmp_path / "runs/one") and not list(tmp_path.iterdir())
+  monkeypatch.setattr(pathlib.Path, "touch", refuse)
+  message = rf"workdir: cannot write to {tmp_path} \(Read-only file system\)"
+  for path in (tmp_path, tmp_path / "runs/one"):
+    with pytest.raises(ValueError, match=message) as error:
+      workdir.locate(path)
+    assert "\n" not in str(error.value)

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -229,6 +230,28 @@ def test_a_killed_write_is_not_a_complete_clip(tmp_path, rename):
   )
   left = sorted(p.name for p in tmp_path.iterdir())
   assert left == ["clip.json", "clip.mp4", "clip.npz"]
+
+
+def test_unfinished_files_of_ended_runs_are_removed_or_named(
+  tmp_path, log_lines
+):
+  gone, day = 4_194_305, 24 * 3600
+  for name, process, age in (
+    ("old.mp4", gone, 2 * day),
+    ("new.mp4", gone, 60),
+    ("own.mp4", os.getpid(), 2 * day),
+    ("other.mp4", "download", 2 * day),
+  ):
+    path = tmp_path / f".{name}.{process}.part"
+    path.touch()
+    then = time.time() - age
+    os.utime(path, (then, then))
+  outputs.check_directory(tmp_path)
+  left = {path.name.split(".")[1] for path in tmp_path.iterdir()}
+  assert left == {"new", "own", "other"}
+  removed, named = log_lines
+  assert removed.startswith("note: removed 1 unfinished file of")
+  assert f".new.mp4.{gone}.part; delete" in named
 
 
 def test_an_unusable_directory_is_reported(tmp_path):

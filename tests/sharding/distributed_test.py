@@ -419,6 +419,36 @@ with processes.preemption_watcher() as stop:
   assert "Ctrl-C again ends at once, without saving" in done.stderr
 
 
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_process_that_compiles(first, second):
+  """While XLA compiles, Python's handlers do not run."""
+  program = """
+import ctypes
+from ovi_jax.sharding import distributed as processes
+processes._ONE_TERMINATION = 0
+c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with processes.preemption_watcher():
+  print("compiling", flush=True)
+  c.pthread_mutex_lock(mutex)
+  c.pthread_mutex_lock(mutex)
+  print("not reached", flush=True)
+"""
+  with subprocess.Popen(
+    [sys.executable, "-c", program],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout and process.stdout.readline() == "compiling\n"
+    process.send_signal(first)
+    assert process.stderr and process.stderr.readline() == "\n"
+    assert "at once, without saving" in process.stderr.readline()
+    process.send_signal(second)
+    assert process.stdout.read() == ""
+  assert process.returncode == 128 + second
+
+
 @pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_processes_that_do_not_come_end_a_process_in_one_line(
   index, set_environment, monkeypatch

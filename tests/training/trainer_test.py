@@ -10,6 +10,7 @@ from ovi_jax import synthetic
 from ovi_jax.checkpoint import reader
 from ovi_jax.data import quality
 from ovi_jax.training import logs
+from ovi_jax.training import loop
 from ovi_jax.training import settings
 from ovi_jax.training import task as tasks
 from ovi_jax.training import trainer
@@ -64,9 +65,13 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   assert len(logs.read(tmp_path / "fusion")) == 2
 
 
+def killed(*_):
+  raise KeyError("killed")
+
+
 @pytest.mark.slow
 def test_a_run_resumes_only_with_its_own_config(
-  pretrained, datasets, tmp_path, log_lines
+  pretrained, datasets, tmp_path, log_lines, monkeypatch
 ):
   first = small_training.config("audio_pretrain", datasets["sounds"])
   assert small_training.run(first, tmp_path)
@@ -99,6 +104,12 @@ def test_a_run_resumes_only_with_its_own_config(
   changed = small_training.config(
     "audio_pretrain", datasets["sounds"], **begun | values
   )
+  # A run that ends while it compiles has changed nothing.
+  before = (tmp_path / "config_changes.json").read_bytes()
+  with monkeypatch.context() as patch, pytest.raises(KeyError, match="killed"):
+    patch.setattr(loop, "_log_compilation", killed)
+    small_training.run(changed, tmp_path)
+  assert (tmp_path / "config_changes.json").read_bytes() == before
   log_lines.clear()
   assert small_training.run(changed, tmp_path)
   assert "continuing from the checkpoint of step 6" in log_lines
