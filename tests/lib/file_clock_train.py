@@ -81,7 +81,9 @@ def main() -> None:
   with (
     mock.patch.object(loop, "time", types.SimpleNamespace(**clock)),
     mock.patch.object(
-      distributed, "threading", types.SimpleNamespace(Timer=Timer)
+      distributed,
+      "threading",
+      types.SimpleNamespace(Timer=Timer, Thread=threading.Thread),
     ),
   ):
     train.start()
