@@ -15,7 +15,6 @@ import pathlib
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -41,12 +40,9 @@ _LIBRARIES = ("jax", "jaxlib", "flax")
 _STOPPING = {
   signal.SIGINT: b"\ninterrupted: this step is finished and the state saved;"
   b" Ctrl-C again ends at once, without saving\n",
-  signal.SIGTERM: b"\nSIGTERM: this step is finished and the state saved; a"
-  b" second signal ends at once, without saving\n",
+  signal.SIGTERM: b"\nSIGTERM: this step is finished and the state saved;"
+  b" Ctrl-C ends at once, without saving\n",
 }
-# Seconds in which SIGTERM counts once: a process may get it for itself and as
-# one of a group.
-_ONE_TERMINATION = 1.0
 _MORE_SECONDS = 60
 # Errors of cluster detection (variables, a package, the metadata server).
 _JOIN_ERRORS = (ImportError, KeyError, OSError, RuntimeError, ValueError)
@@ -238,11 +234,12 @@ def preemption_watcher(
 ) -> Iterator[Callable[[int], bool]]:
   """Yield a function that says, before each step, whether to stop.
 
-  SIGTERM and the first Ctrl-C (SIGINT) request a stop; a second signal ends
+  SIGTERM and the first Ctrl-C (SIGINT) request a stop; Ctrl-C after either ends
   the process at once, also while a program is compiled, when Python's own
-  handlers do not run. With several processes, JAX's preemption sync point
-  handles SIGTERM: all processes stop before the same step, whichever was
-  signalled.
+  handlers do not run. More SIGTERMs change nothing: a platform may send one
+  with its notice and another when the notice ends, while the state is saved.
+  With several processes, JAX's preemption sync point handles SIGTERM: all
+  processes stop before the same step, whichever was signalled.
 
   Args:
     grace_seconds: time from SIGTERM after which the process exits even if a
@@ -311,7 +308,7 @@ def preemption_watcher(
 def _arrivals(
   numbers: Collection[int], arrived: Callable[[int], None]
 ) -> Iterator[None]:
-  """Watch for signals in a thread; the second one ends the process.
+  """Watch for signals in a thread; Ctrl-C after another ends the process.
 
   Args:
     numbers: signals that have a handler in Python.
@@ -319,16 +316,16 @@ def _arrivals(
   """
 
   def watch() -> None:
-    first = None
+    first = True
     while data := os.read(reading, 1):
-      number, now = data[0], time.monotonic()
+      number = data[0]
       if number not in numbers:
         continue
-      if first is None:
-        first = now
+      if first:
         arrived(number)
-      elif number == signal.SIGINT or now - first >= _ONE_TERMINATION:
+      elif number == signal.SIGINT:
         os._exit(128 + number)
+      first = False
 
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
