@@ -281,6 +281,22 @@ def compile_into(place):
     jax.config.update(name, before)
 
 
+def contents(store, *folders):
+  """Generation of each object in each bucket; size and time of each file."""
+  objects = {
+    (bucket, name): found["generation"]
+    for bucket, names in store.storage.objects.items()
+    for name, found in names.items()
+  }
+  files = {
+    path: (status.st_size, status.st_mtime_ns)
+    for folder in folders
+    for path in folder.rglob("*")
+    if path.is_file() and (status := path.stat())
+  }
+  return set(store.storage.buckets), objects, files
+
+
 @pytest.mark.parametrize(
   ("fault", "what", "line"), TABLE, ids=[f"{f}-{w}" for f, w, _ in TABLE]
 )
@@ -308,6 +324,7 @@ def test_bad_input_is_one_line_before_the_first_step(
     bucket, bucket_endpoint.store, dataset, uploaded, monkeypatch, tmp_path
   )
   place = getattr(faults, fault.replace(" ", "_"))()
+  before = contents(bucket_endpoint.store, tmp_path, dataset, weights)
   use = {
     "run": lambda: train(folder, dataset, place),
     "data": lambda: train(folder, place),
@@ -326,3 +343,5 @@ def test_bad_input_is_one_line_before_the_first_step(
   if fault == "bucket not described":
     assert buckets.ACCOUNT in str(caught.value)
   assert not list(folder.rglob("*"))
+  after = contents(bucket_endpoint.store, tmp_path, dataset, weights)
+  assert after == before

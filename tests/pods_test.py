@@ -238,6 +238,7 @@ def test_scripts_start_commands_whose_flags_exist(path, tmp_path):
     ("train.sbatch", 76, 19, True),  # a step took too long
     ("train.sbatch", 76, 20, False),
     ("train.sbatch", 137, 0, True),  # killed
+    ("train.sbatch", 142, 0, True),  # likewise, in a blocked interpreter
     ("train.sbatch", 1, 0, False),  # an error
     ("sample.sbatch", 1, 0, False),
     ("curate.sbatch", 75, 99, True),

@@ -7,14 +7,17 @@ needs no device, and name the processes that are behind. Compilation, evaluation
 and checkpoints are not limited.
 
 The limit is watched by a thread. If the interpreter itself is blocked (a C
-extension that holds the lock), faulthandler's own timer prints the stacks a
-little later and the process exits with code 1.
+extension that holds the lock), SIGALRM ends the process a little later:
+faulthandler, which needs no interpreter, prints the stacks, and the exit code is
+that of the signal (142 in a shell or a container), so restart policies do not
+take it for an error in the input, whose code is 1.
 """
 
 import contextlib
 import faulthandler
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -53,6 +56,8 @@ class Watchdog:
 
   def __enter__(self) -> "Watchdog":
     if self._seconds:
+      faulthandler.register(signal.SIGALRM, file=_STDERR, chain=True)
+      self._set_alarm()
       self._thread.start()
     return self
 
@@ -65,7 +70,8 @@ class Watchdog:
       # Another process's exit raised an error here; the thread ends this one.
       threading.Event().wait()
     self._thread.join()
-    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.unregister(signal.SIGALRM)
 
   def begin(self, step: int) -> None:
     """Start the clock of a step.
@@ -91,13 +97,15 @@ class Watchdog:
   def _watch(self) -> None:
     poll = min(_POLL, self._seconds / 4)
     while not self._stop.wait(poll):
-      faulthandler.dump_traceback_later(
-        self._seconds + _GRACE, exit=True, file=_STDERR
-      )
+      self._set_alarm()
       began = self._began
       if began is not None and time.monotonic() - began > self._seconds:
         self._expired.set()
         self._expire()
+
+  def _set_alarm(self) -> None:
+    """Postpone SIGALRM, which comes if a blocked interpreter does not."""
+    signal.setitimer(signal.ITIMER_REAL, self._seconds + _GRACE)
 
   def _expire(self) -> None:
     """Report, print the stacks and exit."""

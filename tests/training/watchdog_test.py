@@ -1,10 +1,23 @@
 """Time limits of steps."""
 
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from ovi_jax.training import watchdog
+
+# The C library's `pause`, called with the interpreter's lock.
+BLOCKED = """
+import ctypes
+from ovi_jax.training import watchdog
+watchdog._GRACE = 1.0
+with watchdog.Watchdog(1.0) as dog:
+  dog.begin(3)
+  ctypes.PyDLL(None).pause()
+"""
 
 
 def report(process, step, phase):
@@ -58,4 +71,21 @@ def test_unlimited_blocks_and_no_limit_do_not_expire(expired):
     with dog.unlimited("evaluating"):
       assert dog._began is None
     assert dog._began is not None
+  assert not expired.is_set()
+
+
+def test_a_blocked_interpreter_ends_with_stacks_and_a_code_of_its_own():
+  ended = subprocess.run(
+    [sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False
+  )
+  # 142 for a shell: restart policies take 1 for an error in the input.
+  assert ended.returncode == -signal.SIGALRM, ended.stderr
+  assert 'File "<string>", line 7' in ended.stderr
+  assert "in _watch" in ended.stderr  # the stacks of all threads
+
+
+def test_a_watchdog_that_ends_leaves_no_timer(expired):
+  with watchdog.Watchdog(3600) as dog:
+    dog.begin(0)
+  assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
   assert not expired.is_set()
