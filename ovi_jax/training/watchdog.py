@@ -8,9 +8,9 @@ and checkpoints are not limited.
 
 The limit is watched by a thread. If the interpreter itself is blocked (a C
 extension that holds the lock), SIGALRM ends the process a little later:
-faulthandler, which needs no interpreter, prints the stacks, and the exit code is
-that of the signal (142 in a shell or a container), so restart policies do not
-take it for an error in the input, whose code is 1.
+faulthandler, which needs no interpreter, prints the stacks, and the exit code
+is that of the signal (142 in a shell or a container), so restart policies do
+not take it for an error in the input, whose code is 1.
 """
 
 import contextlib
