@@ -251,7 +251,9 @@ def main() -> None:
     served(pathlib.Path(folder)) as address,
   ):
     if FLAGS.out:
-      pictures(address, pathlib.Path(FLAGS.out))
+      folder = pathlib.Path(FLAGS.out)
+      folder.mkdir(parents=True, exist_ok=True)
+      pictures(address, folder)
     if FLAGS.lighthouse:
       score = lighthouse(address)
       print(f"accessibility: {score:.0f} of 100")
