@@ -119,6 +119,8 @@ class Page:
     return self._browser.call(method, self._session, **parameters)
 
   def resize(self, width: int, height: int, mobile: bool = False) -> None:
+    # A picture of the whole page is laid out without a scroll bar.
+    self.call("Emulation.setScrollbarsHidden", hidden=True)
     self.call(
       "Emulation.setDeviceMetricsOverride",
       width=width,
