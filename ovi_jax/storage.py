@@ -292,7 +292,7 @@ def version(name: str | os.PathLike[str]) -> tuple[Any, ...] | None:
     with read_errors(name):
       system, file = file_system(name)
       info = system.info(file)
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   return tuple(str(info.get(key)) for key in _VERSION_KEYS)
 

@@ -394,8 +394,8 @@ def test_a_clip_that_is_cancelled_while_it_is_written_is_removed(make):
   job = engine.submit(BALL, QUICK)
   real = outputs.write
 
-  def write(*arguments):
-    real(*arguments)
+  def write(*arguments, **more):
+    real(*arguments, **more)
     assert engine.store.cancel(job.id)
 
   with pytest.MonkeyPatch.context() as patch:
