@@ -53,6 +53,13 @@ _BOX = struct.Struct(">I4s")  # of mp4: its length and name; RIFF's is as long
 _LONG_BOX = 16  # bytes, with a length of 64 bits
 _HEAD = 64  # bytes that hold the first boxes of most files
 _MAX_BOXES = 10_000  # that are looked at
+# Names of boxes that may follow the first ones.
+_BOXES = {
+  *(b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide", b"uuid"),
+  *(b"meta", b"sidx", b"ssix", b"styp", b"udta", b"emsg", b"prft", b"pdin"),
+}
+# RIFF sizes from here on stand for a size that the writer did not know.
+_UNKNOWN_SIZE = 0x7FFFF000
 _MATRIX = struct.Struct("=9i")
 
 
@@ -140,8 +147,9 @@ def _declared_size(path: storage.AnyPath, size: int) -> int:
   start = storage.read_ranges(path, [(0, min(size, _HEAD))])[0]
   if start[:4] == b"RIFF" and start[8:12] == b"WAVE":
     declared = int.from_bytes(start[4:8], "little")
-    # Writers of streams cannot know it.
-    return 0 if declared in (0, 0xFFFFFFFF) else _BOX.size + declared
+    if declared == 0 or declared >= _UNKNOWN_SIZE:
+      return 0  # writers of streams cannot know it
+    return _BOX.size + declared - 1  # the pad byte of the end may be missing
   if start[4:8] != b"ftyp":
     return 0
   at, names = 0, set()
@@ -151,6 +159,9 @@ def _declared_size(path: storage.AnyPath, size: int) -> int:
     head = start[at : at + _LONG_BOX]
     if len(head) < min(_LONG_BOX, size - at):
       (head,) = storage.read_ranges(path, [(at, min(size, at + _LONG_BOX))])
+    name = head[4 : _BOX.size]
+    if {b"moov", b"mdat"} <= names and name not in _BOXES:
+      return at  # what follows the last box is not of the file
     if len(head) < _BOX.size:
       return at + _BOX.size
     length, name = _BOX.unpack(head[: _BOX.size])

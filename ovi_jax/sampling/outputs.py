@@ -12,6 +12,7 @@ taken by an empty file, created exclusively, before the files get their names.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -269,34 +270,46 @@ def write(
   """
   taken, is_taken = path, False
 
-  def describe() -> storage.AnyPath:
+  @functools.cache
+  def named_path() -> storage.AnyPath:
+    """Take the name, when all new files are whole but have no names yet.
+
+    The old mp4 goes first: it must never stand beside the new one's JSON.
+    """
     nonlocal taken, is_taken
-    if seen is not None:
+    if seen is None:
+      path.unlink(missing_ok=True)
+    else:
       beside = [latents_of(path)] if latents is not None else []
       taken, is_taken = _take(path, recipe, beside, seen), True
+    return taken
+
+  def beside_it(name: Callable[[storage.AnyPath], storage.AnyPath]) -> Any:
+    return files.atomic_path(name(path), lambda: name(named_path()))
+
+  def describe() -> storage.AnyPath:
     with contextlib.ExitStack() as named:
       if picture is not None:
-        copy = taken.with_suffix(picture.suffix)
-        temporary = named.enter_context(files.atomic_path(copy))
+        ending = picture.suffix
+        temporary = named.enter_context(
+          beside_it(lambda clip: clip.with_suffix(ending))
+        )
         with storage.local_copy(picture) as local:
           shutil.copyfile(local, temporary)
       if latents is not None:
         found = latents()
         names = {"video": "video_THWC", "audio": "audio_TC"}
         arrays = {names[n]: found_T for n, found_T in found.present().items()}
-        temporary = named.enter_context(files.atomic_path(latents_of(taken)))
+        temporary = named.enter_context(beside_it(latents_of))
         with temporary.open("wb") as file:
           np.savez(file, **arrays)  # type: ignore[arg-type]
       text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
-      description = taken.with_suffix(".json")
-      temporary = named.enter_context(files.atomic_path(description))
+      temporary = named.enter_context(
+        beside_it(lambda clip: clip.with_suffix(".json"))
+      )
       # Bytes of file names that are not UTF-8 become escapes of JSON.
       temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
-      # All new files are whole but have no names yet. The old mp4 goes first:
-      # it must never stand beside the new one's description.
-      if seen is None:
-        taken.unlink(missing_ok=True)
-    return taken
+    return named_path()
 
   try:
     if frames is None:

@@ -69,6 +69,29 @@ def test_the_beginning_of_a_file_is_reported_as_cut_off(good, tmp_path):
     list(decode.sweep(path))
 
 
+@pytest.mark.parametrize("tail", [b"", bytes(4), b"some text", bytes(99)])
+def test_what_follows_the_last_box_does_not_matter(good, tmp_path, tail):
+  path = tmp_path / "more.mp4"
+  path.write_bytes(good.read_bytes() + tail)
+  containers.check_whole(path)
+  assert len(list(decode.sweep(path))) == 6
+  path.write_bytes(good.read_bytes()[:-1])
+  with pytest.raises(containers.DamagedError, match="it is cut off"):
+    containers.check_whole(path)
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFF024, 0xFFFFFFFF, None])
+def test_sizes_of_a_streamed_wav_are_not_believed(tmp_path, size):
+  path = tmp_path / "a.wav"
+  media_files.write_sound(path, np.zeros((1, 800)), rate=16_000)
+  data = bytearray(path.read_bytes())
+  # By default one more than there is: a pad byte that was not written.
+  declared = len(data) - 7 if size is None else size
+  data[4:8] = declared.to_bytes(4, "little")
+  path.write_bytes(data)
+  containers.check_whole(path)
+
+
 def test_a_missing_file_is_reported_as_missing(tmp_path):
   with pytest.raises(FileNotFoundError):
     list(decode.sweep(tmp_path / "none.mp4"))

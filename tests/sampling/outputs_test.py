@@ -80,7 +80,7 @@ def test_a_wav_without_its_end_is_no_clip(tmp_path):
   path = tmp_path / "clip.wav"
   outputs.write(path, {"seed": 1}, None, np.zeros(99, np.float32), None)
   assert outputs.is_complete(path, {"seed": 1})
-  path.write_bytes(path.read_bytes()[:-1])
+  path.write_bytes(path.read_bytes()[:-2])  # a sample of 16 bits
   assert not outputs.is_complete(path, {"seed": 1})
 
 
@@ -179,6 +179,22 @@ def test_a_clip_whose_description_cannot_be_written_keeps_the_old_one(
   assert abs(int(mp4.read(path)[0].mean()) - 100) < 5
   left = sorted(p.name for p in tmp_path.iterdir())
   assert left == ["clip.json", "clip.mp4", "clip.npz"]
+
+
+def test_a_clip_whose_latents_cannot_be_written_keeps_the_old_one(tmp_path):
+  """Also where the run may replace what it saw."""
+  path = tmp_path / "clip.wav"
+  outputs.write(path, {"seed": 1}, None, np.zeros(99, np.float32), None)
+  before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+  def full():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  sound = np.ones(99, np.float32)
+  seen = outputs.Seen.at(path)
+  with pytest.raises(OSError, match="No space left|no space left"):
+    outputs.write(path, {"seed": 2}, None, sound, full, seen=seen)
+  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 LORA = {"path": "a", "sha256": "1", "strength": {"video": 1.0, "audio": 1.0}}

@@ -14,6 +14,7 @@ import importlib.util
 import pathlib
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -110,9 +111,17 @@ def open_network(path: pathlib.Path) -> Network:
           f" {len(models)} among {len(listed)} files"
         )
       with tempfile.TemporaryDirectory() as folder:
-        archive.extractall(folder)
-        return _network(pathlib.Path(folder) / models[0], path)
-  except (zipfile.BadZipFile, EOFError) as error:
+        # Where a member is written is not its name, which may lead outside.
+        written = {x.filename: archive.extract(x, folder) for x in listed}
+        return _network(pathlib.Path(written[models[0]]), path)
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # an unknown compression
+    NotADirectoryError,  # members with names within each other
+    RuntimeError,  # an encrypted member
+  ) as error:
     raise ValueError(f"{path}: expected a zip archive: {error}") from error
 
 
@@ -120,7 +129,10 @@ def _network(model: pathlib.Path, path: pathlib.Path) -> Network:
   names = (_EMBEDDING, _LOGITS, _SCALE, _ZERO)
   model.write_bytes(onnx.with_outputs(model.read_bytes(), names))
   session = onnx.session(model, f"--weights=yamnet={path}")
-  (given,) = session.get_inputs()
+  inputs = session.get_inputs()
+  if len(inputs) != 1:
+    raise ValueError(f"{path}: expected one input, found {len(inputs)}")
+  (given,) = inputs
   if given.type != "tensor(uint8)" or given.shape[-2:] != [_FRAMES, 64]:
     raise ValueError(
       f"{path}: expected 8-bit patches of 96 x 64 as input, found {given.type}"
@@ -129,6 +141,8 @@ def _network(model: pathlib.Path, path: pathlib.Path) -> Network:
   zeros = np.zeros((1, 1, _FRAMES, 64), np.uint8)
   scale, zero = session.run([_SCALE, _ZERO], {given.name: zeros})
   scale, zero = float(scale.item()), float(zero.item())
+  if not 0 < scale < np.inf:
+    raise ValueError(f"{path}: expected a scale above 0, found {scale}")
 
   def network(patch_TM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     levels = np.clip(np.rint(patch_TM / scale) + zero, 0, 255)

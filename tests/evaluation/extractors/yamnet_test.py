@@ -88,6 +88,29 @@ def test_archives_of_other_content_are_refused(files, message, tmp_path):
 
 
 @needs_onnx
+@pytest.mark.parametrize("name", ["{}", "../victim.onnx"])
+def test_members_of_an_archive_are_never_written_outside(name, tmp_path):
+  victim = tmp_path / "victim.onnx"
+  victim.write_bytes(b"mine")
+  path = tmp_path / "x.zip"
+  with zipfile.ZipFile(path, "w") as file:
+    file.writestr(name.format(victim), b"no model" * 9)
+  with pytest.raises(ValueError, match="onnx cannot be used"):
+    yamnet.open_network(path)
+  assert victim.read_bytes() == b"mine"
+
+
+@needs_onnx
+def test_damage_within_an_archive_is_named(tmp_path):
+  path = archive(tmp_path / "x.zip", a_onnx=bytes(range(256)) * 9)
+  data = bytearray(path.read_bytes())
+  data[60:90] = b"?" * 30
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=r"x.zip: expected a zip archive"):
+    yamnet.open_network(path)
+
+
+@needs_onnx
 def test_missing_and_damaged_files_are_named(tmp_path):
   assert "--weights=yamnet=YamNet" in yamnet.yamnet("").missing
   with pytest.raises(ValueError, match="--weights=yamnet: no such file"):
