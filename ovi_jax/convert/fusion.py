@@ -10,6 +10,7 @@ from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
 from ovi_jax.convert.mapping import affine
 from ovi_jax.convert.mapping import linear
+from ovi_jax.convert.mapping import norm
 from ovi_jax.modality import AV
 from ovi_jax.models import dit
 
@@ -130,7 +131,7 @@ def _blocks(
   block = f"{torch}blocks.{{}}"
   table = [
     Row(modulation, f"{ours}/modulation", Rearrange("1 p d -> p d"), stack),
-    *_norm(f"{block}.norm3", f"{ours}/cross_norm", stack),
+    *norm(f"{block}.norm3", f"{ours}/cross_norm", stack),
     *linear(f"{block}.ffn.0", f"{ours}/feed_forward/in", stack),
     *linear(f"{block}.ffn.2", f"{ours}/feed_forward/out", stack),
   ]
@@ -142,7 +143,7 @@ def _blocks(
   if fused:
     theirs, mine = f"{block}.cross_attn", f"{ours}/cross_attention"
     table += [
-      *_norm(f"{theirs}.pre_attn_norm_fusion", f"{mine}/fusion_norm", stack),
+      *norm(f"{theirs}.pre_attn_norm_fusion", f"{mine}/fusion_norm", stack),
       *_turned(config, f"{theirs}.k_fusion", f"{mine}/fusion_key"),
       *linear(f"{theirs}.v_fusion", f"{mine}/fusion_value", stack),
       _turned_norm(
@@ -161,13 +162,6 @@ def _attention(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
     *linear(f"{torch}.o", f"{ours}/out", stack),
     _turned_norm(config, f"{torch}.norm_q", f"{ours}/query_norm"),
     _turned_norm(config, f"{torch}.norm_k", f"{ours}/key_norm"),
-  ]
-
-
-def _norm(torch: str, ours: str, stack: int) -> list[Row]:
-  return [
-    Row(f"{torch}.weight", f"{ours}/scale", stack=stack),
-    Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
   ]
 
 

@@ -158,6 +158,14 @@ def linear(torch: str, ours: str, stack: int | None = None) -> list[Row]:
   return affine(torch, ours, Rearrange("o i -> i o"), stack)
 
 
+def norm(torch: str, ours: str, stack: int | None = None) -> list[Row]:
+  """The two rows of a `torch.nn.LayerNorm` with scale and bias."""
+  return [
+    Row(f"{torch}.weight", f"{ours}/scale", stack=stack),
+    Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
+  ]
+
+
 def check(
   rows: Sequence[Row],
   torch_shapes: Mapping[str, Shape],

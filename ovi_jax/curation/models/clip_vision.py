@@ -170,8 +170,8 @@ def rows(config: Config) -> list[mapping.Row]:
     ),
     mapping.Row(f"{torch}.embeddings.position_embedding.weight", "position"),
     # Spelled like this in the release.
-    *_norm(f"{torch}.pre_layrnorm", "norm_in"),
-    *_norm(f"{torch}.post_layernorm", "norm_out"),
+    *mapping.norm(f"{torch}.pre_layrnorm", "norm_in"),
+    *mapping.norm(f"{torch}.post_layernorm", "norm_out"),
     mapping.Row(
       "visual_projection.weight",
       "projection/kernel",
@@ -180,19 +180,11 @@ def rows(config: Config) -> list[mapping.Row]:
   ]
   for number in (1, 2):
     names = f"{layer}.layer_norm{number}", f"blocks/norm_{number}"
-    table += _norm(*names, config.num_layers)
+    table += mapping.norm(*names, config.num_layers)
   for theirs, ours in linears.items():
     names = f"{layer}.{theirs}", f"blocks/{ours}"
     table += mapping.linear(*names, config.num_layers)
   return table
-
-
-def _norm(torch: str, ours: str, stack: int | None = None) -> list[mapping.Row]:
-  """The two rows of a norm."""
-  return [
-    mapping.Row(f"{torch}.weight", f"{ours}/scale", stack=stack),
-    mapping.Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
-  ]
 
 
 def shapes(config: Config) -> Mapping[str, tuple[int, ...]]:

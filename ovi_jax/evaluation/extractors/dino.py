@@ -205,11 +205,11 @@ def rows(config: DinoConfig) -> list[mapping.Row]:
     *mapping.affine(
       "patch_embed.proj", "patches", mapping.Rearrange("o i h w -> h w i o")
     ),
-    *_norm("norm", "norm"),
+    *mapping.norm("norm", "norm"),
   ]
   for number in (1, 2):
     names = f"{layer}.norm{number}", f"blocks/norm_{number}"
-    table += _norm(*names, config.num_layers)
+    table += mapping.norm(*names, config.num_layers)
   linears = {
     "attn.qkv": "qkv",
     "attn.proj": "out",
@@ -220,14 +220,6 @@ def rows(config: DinoConfig) -> list[mapping.Row]:
     names = f"{layer}.{theirs}", f"blocks/{ours}"
     table += mapping.linear(*names, config.num_layers)
   return table
-
-
-def _norm(torch: str, ours: str, stack: int | None = None) -> list[mapping.Row]:
-  """The two rows of a norm."""
-  return [
-    mapping.Row(f"{torch}.weight", f"{ours}/scale", stack=stack),
-    mapping.Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
-  ]
 
 
 def shapes(config: DinoConfig) -> Mapping[str, tuple[int, ...]]:
